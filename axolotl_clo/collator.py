@@ -1,0 +1,62 @@
+"""Rows to one batch: all sequences laid end to end in one row, without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The four sequences of a row, in the order of the `[direction, role]` dimensions of the loss.
+SEQUENCES = ("source_chosen", "source_rejected", "target_chosen", "target_rejected")
+
+
+class CLOCollator:
+    """Packs the four sequences of each row end to end.
+
+    The batch it returns, with S = 4 · examples sequences, T tokens in all and N response tokens in all:
+
+    input_ids: `[1, T]`.
+    position_ids: `[1, T]`, from 0 in each sequence. There is no attention mask: models tell sequences apart by
+        positions that start again, and an all-ones mask would hide that from them.
+    logit_positions: `[N]`, positions in T whose logits predict a response token.
+    response_ids: `[N]`, the token each of them predicts.
+    response_sequence: `[N]`, the sequence, 0 to S−1, each of them belongs to.
+    response_lengths: `[examples, 2, 2]`, tokens of each response.
+    example_index: `[examples]`, row number in the dataset, where the dataset has that column.
+    reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
+    """
+
+    def __init__(self, tokenizer: Any = None, **_padding: Any) -> None:
+        # Axolotl passes its tokenizer and padding options to every collator; nothing here is padded.
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids: list[int] = []
+        position_ids: list[int] = []
+        logit_positions: list[int] = []
+        response_sequence: list[int] = []
+        lengths: list[int] = []
+        for row in rows:
+            for name, prompt_length in zip(SEQUENCES, row["prompt_lengths"], strict=True):
+                tokens = row[name]
+                start = len(input_ids)
+                logit_positions.extend(range(start + prompt_length - 1, start + len(tokens) - 1))
+                response_sequence.extend([len(lengths)] * (len(tokens) - prompt_length))
+                lengths.append(len(tokens) - prompt_length)
+                input_ids.extend(tokens)
+                position_ids.extend(range(len(tokens)))
+        ids = torch.tensor([input_ids], dtype=torch.long)
+        positions = torch.tensor(logit_positions, dtype=torch.long)
+        batch = {
+            "input_ids": ids,
+            "position_ids": torch.tensor([position_ids], dtype=torch.long),
+            "logit_positions": positions,
+            "response_ids": ids[0, positions + 1],
+            "response_sequence": torch.tensor(response_sequence, dtype=torch.long),
+            "response_lengths": torch.tensor(lengths).view(-1, 2, 2),
+        }
+        if "example_index" in rows[0]:
+            batch["example_index"] = torch.tensor([row["example_index"] for row in rows])
+        if "reference_log_probs" in rows[0]:
+            batch["reference_log_probs"] = torch.tensor([row["reference_log_probs"] for row in rows]).view(-1, 2, 2)
+        return batch

@@ -1,0 +1,77 @@
+"""Dataset paths of a config: the starter rows by name, and local files checked before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+STARTER = "axolotl_clo/starter"
+
+
+def starter_folder() -> Path:
+    """The folder with the starter rows (`train.jsonl`, `test.jsonl`)."""
+    return Path(str(files("axolotl_clo") / "data" / "starter"))
+
+
+def resolve_starter(cfg: Any) -> None:
+    """Replace `path: axolotl_clo/starter` by the folder the rows were installed in."""
+    for _, dataset in _entries(cfg):
+        if dataset.get("path") == STARTER:
+            dataset["path"] = str(starter_folder())
+
+
+def check_local_files(cfg: Any) -> None:
+    """Stop on a missing dataset file or a JSON line that does not parse.
+
+    Raises:
+        ValueError: names the option, the file and, for a broken line, its number.
+    """
+    for option, dataset in _entries(cfg):
+        path = str(dataset.get("path") or "")
+        named = dataset.get("data_files") or []
+        for name in [path, *([named] if isinstance(named, str) else named)]:
+            file = Path(name)
+            if file.suffix in (".json", ".jsonl") and file.is_file():
+                _check_json_lines(option, file)
+            elif _looks_local(name) and not file.exists():
+                raise ValueError(f"{option}: no such file or folder: {name} (relative to {Path.cwd().name}/)")
+
+
+def _entries(cfg: Any) -> list[tuple[str, Any]]:
+    return [
+        (f"{name}[{i}].path", dataset)
+        for name in ("datasets", "test_datasets")
+        for i, dataset in enumerate(cfg.get(name) or [])
+        if isinstance(dataset, dict)
+    ]
+
+
+def _looks_local(name: str) -> bool:
+    return "://" not in name and (name.startswith((".", "/", "~")) or Path(name).suffix in _DATA_SUFFIXES)
+
+
+_DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt"}
+
+
+def _check_json_lines(option: str, file: Path) -> None:
+    with file.open(encoding="utf-8") as stream:
+        start = stream.read(1)
+        if start == "[":
+            return  # one JSON array; the dataset loader's own message is clear
+        stream.seek(0)
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{option}: {file}, line {number}: not valid JSON ({error.msg} at column {error.colno}); "
+                    "one JSON object per line is accepted"
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{option}: {file}, line {number}: got a JSON {type(row).__name__}; one object per line is accepted"
+                )

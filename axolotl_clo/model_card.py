@@ -1,0 +1,38 @@
+"""What a trained model's card says about CLO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axolotl_clo.datasets import STARTER, starter_folder
+from axolotl_clo.schema import CLOConfig
+
+CITATION = """@inproceedings{clo2025,
+  title     = {Cross-Lingual Optimization for Language Transfer in Large Language Models},
+  booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2505.14297}
+}"""
+
+_HEADING = "## Cross-Lingual Optimization"
+
+
+def add_clo_section(card: Path, clo: CLOConfig, cfg: Any) -> None:
+    """Append method, data, languages and citation to a model card that Axolotl has written; idempotent."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if _HEADING in text:
+        return
+    paths = [str(d["path"]) for d in cfg.datasets or []]
+    data = ", ".join(f"`{STARTER if p == str(starter_folder()) else p}`" for p in paths)
+    rows = [
+        ("Method", "CLO: preference for the prompt's language in both directions, plus NLL"),
+        ("Base model", f"`{cfg.base_model}`"),
+        ("Languages", f"{clo.source_lang} (kept), {clo.target_lang} (added)"),
+        ("Data", f"parallel rows of {data}"),
+        ("Trained", clo.train_modules + (f", layers {clo.layers}" if clo.layers else "")),
+        ("λ (NLL weight), β", f"{clo.nll_weight}, {clo.beta}; NLL on {clo.nll_languages}"),
+    ]
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    section = f"{_HEADING}\n\n{table}\n\nTrained with the `axolotl-clo` plugin.\n\n```bibtex\n{CITATION}\n```\n"
+    card.write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")

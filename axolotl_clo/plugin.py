@@ -1,0 +1,114 @@
+"""The Axolotl plugin: wiring only, no maths.
+
+Axolotl keeps one plugin manager for all runs of a process and, from 0.20 on, finds this plugin in every run on
+a machine where it is installed. So each hook decides from the config it is given, keeps nothing on `self`, and
+does nothing unless the config is a CLO run (`rl: clo`).
+
+`rl` is a closed enum in Axolotl; `register` sees the raw YAML, takes `rl: clo` out and remembers it as
+`clo.active`. With `rl` empty Axolotl builds its causal trainer, where a plugin may supply trainer and collator.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.utils.logging import get_logger
+
+from axolotl_clo.datasets import check_local_files, resolve_starter
+from axolotl_clo.schema import CLOConfig, select_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOG = get_logger(__name__)
+
+
+class CLOPlugin(BasePlugin):
+    """Registers the training type `rl: clo` and the `clo:` section."""
+
+    def register(self, cfg: Any) -> None:
+        """Take `rl: clo` out of the raw config. Idempotent, as Ray workers register a second time.
+
+        Raises:
+            ValueError: an option of ours stands at top level, or a dataset file is missing or broken.
+        """
+        for key in cfg:
+            if isinstance(key, str) and (key.startswith("clo.") or key.startswith("clo__")):
+                option = key.removeprefix("clo").lstrip("._")
+                raise ValueError(
+                    f"`{key}` at top level has no effect; write it as\nclo:\n  {option}: {cfg[key]}\n"
+                    f"or override it with `accelerate launch -m axolotl.cli.train CONFIG --clo__{option}={cfg[key]}`"
+                )
+        section = cfg.get("clo")
+        if section is not None and not isinstance(section, dict):
+            raise ValueError(f"`clo:` is a section with options such as target_lang, got {section!r}")
+        if cfg.get("rl") == "clo":
+            cfg.pop("rl")
+            cfg["clo"] = {**(section or {}), "active": True}
+        if not (cfg.get("clo") or {}).get("active"):
+            return
+        if cfg.get("remove_unused_columns") is None:
+            cfg["remove_unused_columns"] = False
+        resolve_starter(cfg)
+        if not cfg.get("use_ray") and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            check_local_files(cfg)
+
+    def get_input_args(self) -> str | None:
+        """The `clo:` section; given once even if the plugin was loaded under two spellings of its name."""
+        return "axolotl_clo.schema.CLOArgs" if self._is_first_of_its_kind() else None
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Check `clo.layers` against the model's config, before any weights are read."""
+        clo = _active(cfg)
+        if clo is not None and clo.layers is not None:
+            from axolotl.loaders.utils import load_model_config
+
+            select_layers(clo.layers, load_model_config(cfg).get_text_config().num_hidden_layers)
+
+    def pre_lora_load(self, cfg: Any, model: PreTrainedModel) -> None:
+        """Point LoRA at the chosen projections, by full path, where the user named no targets."""
+        clo = _active(cfg)
+        if clo is not None and cfg.adapter and not cfg.lora_target_modules and not cfg.lora_target_parameters:
+            from axolotl_clo.attention import linear_paths
+
+            cfg.lora_target_modules = linear_paths(model, clo.train_modules, clo.layers)
+
+    def post_model_load(self, cfg: Any, model: PreTrainedModel) -> None:
+        """Freeze what is outside `clo.train_modules` and print what trains."""
+        clo = _active(cfg)
+        if clo is None or not self._is_first_of_its_kind():
+            return
+        from axolotl_clo.attention import describe_trainable, restrict_training
+
+        if not cfg.adapter:
+            restrict_training(model, clo.train_modules, clo.layers)
+            if (cfg.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+                # Reentrant checkpointing passes no gradient where no input needs one: frozen embeddings.
+                model.enable_input_require_grads()
+        LOG.info("clo: trainable parameters by module kind\n%s", describe_trainable(model))
+
+    def get_trainer_cls(self, cfg: Any) -> type | None:
+        if _active(cfg) is None:
+            return None
+        from axolotl_clo.trainer import CLOTrainer
+
+        return CLOTrainer
+
+    def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict] | None:
+        if _active(cfg) is None:
+            return None
+        from axolotl_clo.collator import CLOCollator
+
+        return CLOCollator, {}
+
+    def _is_first_of_its_kind(self) -> bool:
+        plugins = PluginManager.get_instance().plugins.values()
+        return next((p for p in plugins if isinstance(p, CLOPlugin)), self) is self
+
+
+def _active(cfg: Any) -> CLOConfig | None:
+    """The `clo:` section if `cfg` is a CLO run, else None."""
+    clo = CLOConfig.from_cfg(cfg)
+    return clo if clo is not None and clo.active else None
