@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from axolotl_clo.schema import select_layers
 KINDS = ("attention", "mlp", "norm", "embedding", "output head", "other")
 
 
-def attention_modules(model: nn.Module, layers: str | None = None) -> dict[str, nn.Module]:
+def attention_modules(model: Any, layers: str | None = None) -> dict[str, nn.Module]:
     """The attention modules of the decoder layers that `layers` names, by full path.
 
     Raises:
@@ -33,14 +34,14 @@ def attention_modules(model: nn.Module, layers: str | None = None) -> dict[str, 
     }
     if not any(found.values()):
         raise ValueError(
-            f"{type(model).__name__} has no attention modules to train; CLO trains attention. For a model without "
-            "attention set `clo.train_modules: all`"
+            f"{type(model).__name__} has no attention modules, which CLO trains; for a model without attention set "
+            "`clo.train_modules: all`"
         )
     selected = select_layers(layers, len(stack))
     return {path: module for index in sorted(selected) for path, module in found[index].items()}
 
 
-def mlp_modules(model: nn.Module, layers: str | None = None) -> dict[str, nn.Module]:
+def mlp_modules(model: Any, layers: str | None = None) -> dict[str, nn.Module]:
     """The feed-forward modules (dense or mixture of experts) of the decoder layers, by full path."""
     stack = _decoder_layers(model)
     selected = select_layers(layers, len(stack))
@@ -54,7 +55,7 @@ def mlp_modules(model: nn.Module, layers: str | None = None) -> dict[str, nn.Mod
     return found
 
 
-def modules_to_train(model: nn.Module, train_modules: str, layers: str | None) -> dict[str, nn.Module]:
+def modules_to_train(model: Any, train_modules: str, layers: str | None) -> dict[str, nn.Module]:
     """The modules that `clo.train_modules` and `clo.layers` name, by full path."""
     if train_modules == "all":
         stack = _decoder_layers(model)
@@ -65,7 +66,7 @@ def modules_to_train(model: nn.Module, train_modules: str, layers: str | None) -
     return found
 
 
-def restrict_training(model: nn.Module, train_modules: str, layers: str | None) -> None:
+def restrict_training(model: Any, train_modules: str, layers: str | None) -> None:
     """Let gradients reach the chosen parameters and no others, in place.
 
     `all` without `layers` trains everything, embeddings and output head too; with `layers`, those layers whole.
@@ -79,7 +80,7 @@ def restrict_training(model: nn.Module, train_modules: str, layers: str | None) 
         module.requires_grad_(True)
 
 
-def linear_paths(model: nn.Module, train_modules: str, layers: str | None) -> list[str]:
+def linear_paths(model: Any, train_modules: str, layers: str | None) -> list[str]:
     """Full paths of the projections inside the chosen modules, as LoRA targets.
 
     Full paths, because a leaf name may stand elsewhere too (`c_proj` is in attention and MLP of GPT-2).
@@ -101,7 +102,7 @@ def linear_paths(model: nn.Module, train_modules: str, layers: str | None) -> li
     return paths
 
 
-def describe_trainable(model: nn.Module) -> str:
+def describe_trainable(model: Any) -> str:
     """A table of trainable and all parameters by module kind."""
     kinds = _parameter_kinds(model)
     total: Counter[str] = Counter()
@@ -120,7 +121,7 @@ def _count(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _parameter_kinds(model: nn.Module) -> dict[int, str]:
+def _parameter_kinds(model: Any) -> dict[int, str]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     kinds: dict[int, str] = {}
 
@@ -154,7 +155,7 @@ def _is_projection(module: nn.Module) -> bool:
     return weight is not None and ("linear" in name or name == "conv1d")
 
 
-def _decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _decoder_layers(model: Any) -> list[tuple[str, nn.Module]]:
     """The decoder layers with their full paths: the longest list of layers of the text decoder."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     decoder = decoder if isinstance(decoder, nn.Module) else model
@@ -176,7 +177,11 @@ def _attention_in(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if not name or any(name.startswith(f"{outer}.") for outer in inside):
             continue
         called = f"{type(module).__name__} {name.rsplit('.', 1)[-1]}".lower()
-        if ("attention" in called or "attn" in called) and _takes_mask(module) and any(True for _ in module.parameters()):
+        if (
+            ("attention" in called or "attn" in called)
+            and _takes_mask(module)
+            and any(True for _ in module.parameters())
+        ):
             inside.append(name)
             yield name, module
 

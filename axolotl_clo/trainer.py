@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -47,6 +48,8 @@ class CLOTrainer(AxolotlTrainer):
     """
 
     tag_names = ["axolotl", "clo"]  # noqa: RUF012 (as in the base class)
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,7 +71,11 @@ class CLOTrainer(AxolotlTrainer):
     # ---- the step ----
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """This micro-batch's share of the loss of the global batch."""
         terms = self._terms(model, inputs)
@@ -225,7 +232,10 @@ class CLOTrainer(AxolotlTrainer):
 
     def _model_key(self, model: Any, keep_adapter: bool = False) -> str:
         dtype = self.accelerator.mixed_precision
-        return model_key(model, without_adapter=not keep_adapter, compute_dtype=dtype)
+        key = model_key(model, without_adapter=not keep_adapter, compute_dtype=dtype)
+        if self._is_sharded:
+            key = hashlib.blake2b("".join(gather_object([key])).encode(), digest_size=16).hexdigest()
+        return key
 
     def _with_reference(self, dataset: Any, model: Any) -> Any:
         """`dataset` with the columns `reference_log_probs` and `example_index`.

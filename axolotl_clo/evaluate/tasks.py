@@ -93,9 +93,7 @@ def preference(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) ->
         results: (log-probability in nats, whether greedy decoding gives it) of each choice, in their order.
     """
     log_probs = [log_prob for log_prob, _ in results]
-    per_byte = [
-        log_prob / _bytes(response) for log_prob, response in zip(log_probs, doc["choices"], strict=True)
-    ]
+    per_byte = [log_prob / _bytes(response) for log_prob, response in zip(log_probs, doc["choices"], strict=True)]
     return {"preference": _share_beaten(log_probs), "preference_per_byte": _share_beaten(per_byte)}
 
 

@@ -1,0 +1,171 @@
+"""Packed, padded and separate sequences score alike where packing is exact, and the probe finds where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from axolotl_clo.collator import SEQUENCES, CLOCollator
+from axolotl_clo.logprobs import packing_is_exact, sequence_log_probs, token_log_probs
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FFN = {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 128}
+
+
+def build(config: Any, attn: str = "sdpa") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn).eval()
+
+
+def rows(examples: int = 3) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for _ in range(examples):
+        prompts = torch.randint(2, 9, (4,), generator=generator).tolist()
+        lengths = torch.randint(1, 17, (4,), generator=generator).tolist()
+        row = {
+            name: torch.randint(3, 64, (p + n,), generator=generator).tolist()
+            for name, p, n in zip(SEQUENCES, prompts, lengths, strict=True)
+        }
+        made.append({**row, "prompt_lengths": prompts})
+    return made
+
+
+def by_hand(model: torch.nn.Module, row: dict[str, Any]) -> torch.Tensor:
+    """Σ log-softmax of the response tokens of each sequence, from full logits of that sequence alone."""
+    sums = []
+    for name, prompt in zip(SEQUENCES, row["prompt_lengths"], strict=True):
+        ids = torch.tensor([row[name]])
+        log_probs = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        sums.append(sum(log_probs[i - 1, ids[0, i]] for i in range(prompt, ids.shape[1])))
+    return torch.stack(sums).view(2, 2)
+
+
+PACKED = {
+    "llama": LlamaConfig(**SMALL, **FFN),
+    "qwen2": Qwen2Config(**SMALL, **FFN),
+    "gemma2": Gemma2Config(
+        **SMALL, **FFN, head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_logit_softcapping=5.0
+    ),
+    "gpt_neox": GPTNeoXConfig(**SMALL, intermediate_size=48, max_position_embeddings=128),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_equals_padded_equals_separate(name: str) -> None:
+    model = build(PACKED[name], attn="eager" if name == "gemma2" else "sdpa")
+    examples = rows()
+    batch = CLOCollator()(examples)
+    with torch.no_grad():
+        expected = torch.stack([by_hand(model, row) for row in examples])
+        assert packing_is_exact(model, batch)
+        torch.testing.assert_close(sequence_log_probs(model, batch), expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(sequence_log_probs(model, batch, packed=False), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FalconConfig(**SMALL, alibi=True, new_decoder_architecture=False, multi_query=True),
+        BloomConfig(**{k: v for k, v in SMALL.items() if k != "num_attention_heads"}, n_head=4),
+    ],
+    ids=["falcon", "bloom"],
+)
+def test_alibi_models_fall_back_to_padding_and_stay_right(config: Any) -> None:
+    model = build(config, attn="eager")
+    examples = rows()
+    batch = CLOCollator()(examples)
+    with torch.no_grad():
+        assert not packing_is_exact(model, batch)
+        expected = torch.stack([by_hand(model, row) for row in examples])
+        torch.testing.assert_close(sequence_log_probs(model, batch, packed=False), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_collator_that_sends_a_mask_would_be_wrong() -> None:
+    """Why there is no attention mask in a packed batch."""
+    model = build(PACKED["llama"])
+    batch = CLOCollator()(rows())
+    with torch.no_grad():
+        inputs = {k: batch[k] for k in ("input_ids", "position_ids")}
+        mixed = model(**inputs, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False).logits
+        apart = model(**inputs, use_cache=False).logits
+    assert (mixed - apart).abs().max() > 1e-2
+    assert "attention_mask" not in batch
+
+
+def test_gradients_of_packed_and_padded_agree() -> None:
+    model = build(PACKED["llama"])
+    batch = CLOCollator()(rows())
+    grads = []
+    for packed in (True, False):
+        model.zero_grad()
+        sequence_log_probs(model, batch, packed=packed).sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+def test_only_response_positions_reach_the_output_head() -> None:
+    model = build(PACKED["llama"])
+    batch = CLOCollator()(rows())
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        token_log_probs(model, batch)
+    assert seen == [int(batch["response_lengths"].sum())]
+    assert seen[0] < batch["input_ids"].shape[1]
+
+
+def test_batch_layout() -> None:
+    row = {
+        "source_chosen": [5, 6, 7, 8],
+        "source_rejected": [5, 6, 9],
+        "target_chosen": [10, 11],
+        "target_rejected": [10, 12, 13],
+        "prompt_lengths": [2, 2, 1, 1],
+        "example_index": 4,
+        "reference_log_probs": [-1.0, -2.0, -3.0, -4.0],
+    }
+    batch = CLOCollator()([row])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 5, 6, 9, 10, 11, 10, 12, 13]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1, 2]]
+    assert batch["logit_positions"].tolist() == [1, 2, 5, 7, 9, 10]
+    assert batch["response_ids"].tolist() == [7, 8, 9, 11, 12, 13]
+    assert batch["response_sequence"].tolist() == [0, 0, 1, 2, 3, 3]
+    assert batch["response_lengths"].tolist() == [[[2, 1], [1, 2]]]
+    assert batch["reference_log_probs"].tolist() == [[[-1.0, -2.0], [-3.0, -4.0]]]
+    assert batch["example_index"].tolist() == [4]
+
+
+def test_empty_and_one_token_responses() -> None:
+    model = build(PACKED["llama"])
+    row = {
+        "source_chosen": [5, 6],
+        "source_rejected": [5, 6],
+        "target_chosen": [7, 8, 9],
+        "target_rejected": [7],
+        "prompt_lengths": [2, 1, 1, 1],
+    }
+    with torch.no_grad():
+        sums = sequence_log_probs(model, CLOCollator()([row]))
+        assert sums[0, 0, 0] == sums[0, 1, 1] == 0
+        assert (sums[0, [0, 1], [1, 0]] < 0).all()
