@@ -273,7 +273,7 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
     Raises:
         ValueError: the message names the option and what to change.
     """
-    if not section.get("target_lang"):
+    if section.get("target_lang") is None:
         raise ValueError("rl: clo needs `clo.target_lang`, e.g.\nclo:\n  target_lang: ko")
     if data.get("rl"):
         raise ValueError(f"rl: {data['rl']} and an active clo section exclude each other; write `rl: clo`")

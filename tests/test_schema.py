@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import load_config
 
 from axolotl_clo.schema import CLOConfig, parse_layers, select_layers
@@ -154,11 +155,14 @@ def test_validating_a_second_time_changes_nothing(write_config: Write) -> None:
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
 
-    cfg = load_config(write_config())
+    cfg = DictDefault(yaml.safe_load(write_config().read_text()))
+    prepare_plugins(cfg)
+    cfg = validate_config(cfg)
     again = DictDefault(cfg.to_dict())
     prepare_plugins(again)
     again = validate_config(again)
     assert again.clo == cfg.clo
+    assert again.rl is None
     assert again.dataset_prepared_path == cfg.dataset_prepared_path
 
 

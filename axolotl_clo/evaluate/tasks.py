@@ -1,9 +1,9 @@
 """What the lm-evaluation-harness tasks in `eval_tasks/` compute.
 
-Three scores on the held-out starter rows, because each alone can be fooled: a model may answer in the right
-language and write gibberish (fidelity high, bits per byte high), or know the language and still answer in
-English (bits per byte low, fidelity low). Preference is what the contrastive loss of CLO trains directly:
-the response in the prompt's language must beat the same response in another language.
+Three scores on the held-out starter rows, because each alone can be fooled: a model may repeat the prompt or
+write gibberish in the right language (fidelity high, bits per byte high), or know the language and still answer
+in English (bits per byte low, fidelity low). Preference is what the contrastive loss of CLO trains directly: the
+response in the prompt's language must beat the same response in another language.
 
 The harness calls these functions through the YAML files; none of them loads torch.
 """
@@ -65,7 +65,8 @@ def fidelity(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]
     """Whether the model answered in the language it was asked in; the mean is the share of answers, 0 to 1.
 
     The language is identified within the default set (and the prompt's own). An answer whose language is
-    unknown, such as an empty one, gibberish or one half in another language, counts as wrong.
+    unknown, such as an empty one, gibberish or one half in another language, counts as wrong. One that only
+    repeats the prompt counts as right, and small untrained models do that often.
 
     Args:
         doc: one of `documents`.
@@ -82,11 +83,11 @@ def preference(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) ->
     `preference` compares total log-probabilities, as the contrastive loss does (arXiv 2505.14297), and
     `preference_per_byte` divides each by the response's UTF-8 bytes first.
 
-    Neither compares languages fairly before training, so read them together and against the untrained model.
-    The total favours the shorter text and the language the tokenizer cuts into fewer tokens, mostly English.
-    Per token would be worse: scripts a tokenizer barely knows fall apart into byte tokens, of which all but
-    the first of a character are nearly certain, so untrained SmolLM2 "prefers" Korean per token and never
-    per byte. A byte does not depend on the tokenizer, but holds a third of a Chinese or Korean character.
+    Neither compares languages fairly by itself, so read both, against the untrained model. The total favours
+    the shorter text and the language the tokenizer cuts into fewer tokens, mostly English. Per token would be
+    worse: a script the tokenizer barely knows falls apart into byte tokens, most of them nearly certain after
+    the first of a character, so untrained SmolLM2-135M "prefers" Korean in 32 of the 32 rows per token, against
+    4 per byte and 2 in total. Bytes do not depend on the tokenizer, but one Chinese or Korean character has three.
 
     Args:
         doc: one of `documents`, with at least two `choices`.
