@@ -73,14 +73,15 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any = None) -> CrossLingualStrategy:
     return CrossLingualStrategy(
         tokenizer=tokenizer,
         clo=clo,
-        chat_template=_chat_template(tokenizer, cfg, ds_cfg),
+        chat_template=resolve_chat_template(tokenizer, cfg, ds_cfg),
         sequence_len=cfg.sequence_len,
         excess_length_strategy=(cfg.excess_length_strategy or "drop").lower(),
         template_kwargs=dict(cfg.chat_template_kwargs or {}),
     )
 
 
-def _chat_template(tokenizer: Any, cfg: Any, ds_cfg: Any) -> str:
+def resolve_chat_template(tokenizer: Any, cfg: Any, ds_cfg: Any) -> str:
+    """The Jinja template rows are rendered with: Axolotl's option, else the tokenizer's own, else the default."""
     if cfg.chat_template or (ds_cfg or {}).get("chat_template"):
         return get_chat_template_from_config(cfg=cfg, ds_cfg=ds_cfg, tokenizer=tokenizer)
     if tokenizer.chat_template:
@@ -178,7 +179,7 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             for option, column in flat.items():
                 if column.split(".")[0] not in columns:
                     raise ValueError(
-                        f"clo.fields.{option}: no column {column!r} in the dataset; its columns are {', '.join(columns)}"
+                        f"clo.fields.{option}: no column {column!r} in the dataset, which has {', '.join(columns)}"
                     )
             return
         if self.fields.messages in columns:
@@ -366,8 +367,7 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         parts += [f"dropped {len(rows)}: {reason}, {_some(rows)}" for reason, rows in sorted(dropped.items())]
         if suspects:
             LOG.warning(
-                "clo: in %d rows a response looks like the other language (%s); set `clo.check_language: drop` to leave "
-                "them out",
+                "clo: in %d rows a response looks like the other language (%s); `clo.check_language: drop` leaves them out",
                 len(suspects),
                 _some(suspects),
             )

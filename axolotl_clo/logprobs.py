@@ -7,6 +7,7 @@ A batch is what `CLOCollator` returns. Only the positions that predict a respons
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def _padded_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     positions = batch["position_ids"][0]
     starts = (positions == 0).nonzero().squeeze(-1).tolist()
     bounds = [*starts, positions.numel()]
-    rows = [batch["input_ids"][0, a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    rows = [batch["input_ids"][0, a:b] for a, b in pairwise(bounds)]
     # The pad token is never attended to nor scored, so its id does not matter.
     input_ids = pad_sequence(rows, batch_first=True)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -67,16 +68,15 @@ def _padded_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     return model(**inputs, use_cache=False).logits[row, column]
 
 
-def _accepts(model: nn.Module, argument: str) -> bool:
+def _accepts(model: Any, argument: str) -> bool:
     """Whether the innermost model's forward names `argument`; wrappers take anything."""
     while True:
-        inner = getattr(model, "module", None)
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if inner is None and hasattr(model, "get_base_model"):
             inner = model.get_base_model()
         if not isinstance(inner, nn.Module) or inner is model:
-            break
+            return argument in inspect.signature(model.forward).parameters
         model = inner
-    return argument in inspect.signature(model.forward).parameters
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def _split(batch: Batch) -> list[Batch]:
     positions = batch["position_ids"][0]
     bounds = [*(positions == 0).nonzero().squeeze(-1).tolist(), positions.numel()]
     parts = []
-    for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(bounds)):
         mine = batch["response_sequence"] == i
         parts.append(
             {

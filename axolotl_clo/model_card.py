@@ -8,10 +8,13 @@ from typing import Any
 from axolotl_clo.datasets import STARTER, starter_folder
 from axolotl_clo.schema import CLOConfig
 
-CITATION = """@inproceedings{clo2025,
+CITATION = """@inproceedings{lee-etal-2025-cross,
   title     = {Cross-Lingual Optimization for Language Transfer in Large Language Models},
-  booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+  author    = {Lee, Jungseob and Hong, Seongtae and Moon, Hyeonseok and Lim, Heuiseok},
+  booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics
+               (Volume 1: Long Papers)},
   year      = {2025},
+  doi       = {10.18653/v1/2025.acl-long.734},
   url       = {https://arxiv.org/abs/2505.14297}
 }"""
 

@@ -96,6 +96,14 @@ class CLOPlugin(BasePlugin):
 
         return CLOTrainer
 
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Save the template the rows were rendered with, so that the trained model is asked the same way."""
+        if _active(cfg) is not None and not trainer.processing_class.chat_template:
+            from axolotl_clo.cross_lingual import resolve_chat_template
+
+            tokenizer = trainer.processing_class
+            tokenizer.chat_template = resolve_chat_template(tokenizer, cfg, cfg.datasets[0])
+
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict] | None:
         if _active(cfg) is None:
             return None

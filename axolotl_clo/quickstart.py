@@ -19,9 +19,18 @@ from typing import Any
 
 import yaml
 
+from axolotl_clo.evaluate import task_folder
+
 END_OF_TURN = "<|im_end|>"
 DEFAULT_CONFIG = Path("example_configs/quickstart.yml")
-METRICS = {"fidelity": "fidelity", "preference": "preference", "bits per byte": "bits_per_byte"}
+TASKS = ("fidelity", "preference", "bits_per_byte")
+# Label in the table: the task's metric.
+METRICS = {
+    "fidelity": "fidelity",
+    "fidelity without echoes": "fidelity_no_echo",
+    "preference": "preference",
+    "bits per byte": "bits_per_byte",
+}
 NEEDED_DISK_GB, NEEDED_MEMORY_GB = 3.0, 5.0
 SHOWN_ANSWERS = 5
 
@@ -146,13 +155,14 @@ def _follow(stream: Any, sink: Any) -> None:
 
 def tasks(languages: list[str]) -> list[str]:
     """The tasks that score a model in these languages, one by one."""
-    return [f"axolotl_clo_{lang}_{score}" for lang in languages for score in METRICS.values()]
+    return [f"axolotl_clo_{lang}_{task}" for lang in languages for task in TASKS]
 
 
 def score(title: str, model: Path, out: Path, languages: list[str], log: Path) -> None:
     """Score a model with lm-evaluation-harness; results and answers go below `out`."""
     command = ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"]
     command += ["--tasks", ",".join(tasks(languages)), "--apply_chat_template", "--batch_size", "8"]
+    command += ["--include_path", str(task_folder())]  # an editable install's copy may be old
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     run(title, out, [*command, "--output_path", str(partial), "--log_samples"], log)
@@ -160,11 +170,16 @@ def score(title: str, model: Path, out: Path, languages: list[str], log: Path) -
         partial.rename(out)
 
 
-def read_scores(folder: Path) -> dict[str, float]:
-    """Metric by task name, from a folder `score` wrote."""
+def read_scores(folder: Path) -> dict[tuple[str, str], float]:
+    """Score by language and metric, from a folder `score` wrote."""
     (file,) = folder.rglob("results_*.json")
     results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    return {task: values[f"{task.split('_', 3)[3]},none"] for task, values in results.items()}
+    return {
+        (task.split("_")[2], metric): values[f"{metric},none"]
+        for task, values in results.items()
+        for metric in METRICS.values()
+        if f"{metric},none" in values
+    }
 
 
 def read_answers(folder: Path, language: str) -> list[tuple[str, str]]:
@@ -175,12 +190,12 @@ def read_answers(folder: Path, language: str) -> list[tuple[str, str]]:
     return [(sample["doc"]["prompt"], sample["filtered_resps"][0]) for sample in samples]
 
 
-def table(before: dict[str, float], after: dict[str, float], languages: list[str]) -> str:
+def table(before: dict[tuple[str, str], float], after: dict[tuple[str, str], float], languages: list[str]) -> str:
     """A Markdown table of the scores before and after training."""
     rows = ["| language | score | before | after | change |", "|---|---|---:|---:|---:|"]
     for lang in languages:
         for label, metric in METRICS.items():
-            old, new = (scores[f"axolotl_clo_{lang}_{metric}"] for scores in (before, after))
+            old, new = before[lang, metric], after[lang, metric]
             if metric == "bits_per_byte":
                 cells = f"{old:.3f} | {new:.3f} | {100 * (new / old - 1):+.1f} %"
             else:
@@ -216,7 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
     if minutes:
         print(f"Training took {minutes:.1f} minutes. The model: {trained}")
     old, new = (read_answers(folder / name, languages[0]) for name in ("scores-before", "scores-after"))
-    for (prompt, was), (_, now) in list(zip(old, new, strict=True))[:: max(1, len(old) // SHOWN_ANSWERS)][:SHOWN_ANSWERS]:
+    for (prompt, was), (_, now) in list(zip(old, new, strict=True))[:: max(1, len(old) // SHOWN_ANSWERS)][
+        :SHOWN_ANSWERS
+    ]:
         print(f"\n> {prompt}\n  before: {_one_line(was)}\n  after:  {_one_line(now)}")
 
 

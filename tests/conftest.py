@@ -80,7 +80,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer: Any) 
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def parallel_file(tmp_path: Path) -> Path:
     """Twelve English-German-Korean rows in the canonical form."""
     file = tmp_path / "rows.jsonl"
@@ -93,7 +93,7 @@ def write_rows(file: Path, rows: list[Any]) -> Path:
     return file
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_config(tmp_path: Path, tiny_llama: Path, parallel_file: Path) -> Callable[..., Path]:
     """Writes a CLO config for the tiny model; keyword arguments replace options, None removes one."""
 

@@ -93,7 +93,9 @@ def test_gpt2_lora_leaves_the_mlps_projection_of_the_same_name_alone() -> None:
     model = build("gpt2")
     peft = get_peft_model(model, LoraConfig(target_modules=linear_paths(model, "attention", "1-2")))
     adapted = {name.split(".lora_A")[0] for name, _ in peft.named_parameters() if "lora_A" in name}
-    assert adapted == {f"base_model.model.transformer.h.{i}.attn.{leaf}" for i in (1, 2) for leaf in ("c_attn", "c_proj")}
+    assert adapted == {
+        f"base_model.model.transformer.h.{i}.attn.{leaf}" for i in (1, 2) for leaf in ("c_attn", "c_proj")
+    }
 
 
 def test_layers_narrow_the_scope() -> None:
@@ -119,7 +121,9 @@ def test_layers_out_of_range_name_what_is_accepted() -> None:
 
 
 def test_a_model_without_attention_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4))
+    model = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4)
+    )
     with pytest.raises(ValueError, match="MambaForCausalLM has no attention modules"):
         attention_modules(model)
 

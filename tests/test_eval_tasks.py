@@ -150,12 +150,14 @@ def test_a_group_shows_the_scores_of_its_tasks_and_which_way_is_better(manager: 
     shown = {key.removesuffix(",none"): row[key] for key in row if key.endswith(",none") and "_stderr" not in key}
     assert shown == {
         "fidelity": 1.0,
+        "fidelity_no_echo": 1.0,
         "preference": 1.0,
         "preference_per_byte": 1.0,
         "bits_per_byte": pytest.approx(32 * 100 / math.log(2) / sum(map(size, responses("de")))),
     }
     arrows = dict(re.findall(r"\|(\w+) *\|([↑↓])", make_table(result, "groups")))
-    assert arrows == {"fidelity": "↑", "preference": "↑", "preference_per_byte": "↑", "bits_per_byte": "↓"}
+    up = dict.fromkeys(("fidelity", "fidelity_no_echo", "preference", "preference_per_byte"), "↑")
+    assert arrows == {**up, "bits_per_byte": "↓"}
 
 
 # Fidelity
@@ -165,7 +167,8 @@ def test_a_group_shows_the_scores_of_its_tasks_and_which_way_is_better(manager: 
 def test_the_reference_responses_have_full_fidelity(manager: TaskManager, language: str) -> None:
     reference = dict(zip(prompts(language), responses(language), strict=True))
     result = evaluate(manager, FakeLM(answer=reference.__getitem__), [f"axolotl_clo_{language}_fidelity"])
-    assert result["results"][f"axolotl_clo_{language}_fidelity"]["fidelity,none"] == 1.0
+    scores = result["results"][f"axolotl_clo_{language}_fidelity"]
+    assert scores["fidelity,none"] == scores["fidelity_no_echo,none"] == 1.0
 
 
 def test_fidelity_counts_other_unknown_empty_and_mixed_answers_as_wrong(manager: TaskManager) -> None:
@@ -175,6 +178,16 @@ def test_fidelity_counts_other_unknown_empty_and_mixed_answers_as_wrong(manager:
     canned = dict(zip(prompts("de"), answers, strict=True))
     result = evaluate(manager, FakeLM(answer=canned.__getitem__), ["axolotl_clo_de_fidelity"])
     assert result["results"]["axolotl_clo_de_fidelity"]["fidelity,none"] == 8 / 32
+
+
+def test_an_answer_that_repeats_the_prompt_is_an_echo(manager: TaskManager) -> None:
+    asked, reference = prompts("de"), responses("de")
+    answers = [f"{asked[0].upper()} {reference[0]}", f"„{asked[1]}“", asked[2][:-12], *reference[3:]]
+    canned = dict(zip(asked, answers, strict=True))
+    result = evaluate(manager, FakeLM(answer=canned.__getitem__), ["axolotl_clo_de_fidelity"])
+    scores = result["results"]["axolotl_clo_de_fidelity"]
+    assert scores["fidelity,none"] == 1.0
+    assert scores["fidelity_no_echo,none"] == 30 / 32  # the third repeats too little
 
 
 def test_answers_are_greedy_short_and_end_only_at_the_end_token(manager: TaskManager) -> None:

@@ -36,7 +36,11 @@ def test_wheel_holds_package_data_and_tasks(distributions: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = next(archive.read(n).decode() for n in names if n.endswith("METADATA"))
-    assert {"axolotl_clo/py.typed", "axolotl_clo/data/starter/train.jsonl", "axolotl_clo/data/starter/test.jsonl"} <= names
+    assert {
+        "axolotl_clo/py.typed",
+        "axolotl_clo/data/starter/train.jsonl",
+        "axolotl_clo/data/starter/test.jsonl",
+    } <= names
     assert {f"lm_eval/tasks/axolotl_clo/clo_{lang}.yaml" for lang in LANGUAGES} <= names
     assert not [n for n in names if n.startswith(("tests/", "example_configs/"))]
     assert "Requires-Dist: axolotl<0.22,>=0.19" in metadata
@@ -76,6 +80,6 @@ def test_installed_wheel_lists_its_tasks_and_uninstalls_without_trace(distributi
 
     (site / "borrowed.pth").unlink()
     run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "axolotl-clo", cwd=tmp_path)
-    left = {p for p in site.rglob("*clo*") if "axolotl_clo" in p.name and any(p.rglob("*")) or p.is_file()}
+    left = {p for p in site.rglob("*clo*") if ("axolotl_clo" in p.name and any(p.rglob("*"))) or p.is_file()}
     assert {p for p in left if "axolotl_clo" in str(p) or "axolotl-clo" in str(p)} == set()
     assert harness <= {p.relative_to(site) for p in (site / "lm_eval").rglob("*")}

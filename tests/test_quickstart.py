@@ -45,10 +45,12 @@ def test_conversion_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pyt
 
 
 def test_table_shows_changes_in_the_units_of_each_score() -> None:
-    before = {f"axolotl_clo_de_{m}": v for m, v in [("fidelity", 0.5), ("preference", 0.25), ("bits_per_byte", 2.0)]}
-    after = {f"axolotl_clo_de_{m}": v for m, v in [("fidelity", 1.0), ("preference", 0.75), ("bits_per_byte", 1.5)]}
+    metrics = quickstart.METRICS.values()
+    before = {("de", metric): value for metric, value in zip(metrics, (0.5, 0.4, 0.25, 2.0), strict=True)}
+    after = {("de", metric): value for metric, value in zip(metrics, (1.0, 0.9, 0.75, 1.5), strict=True)}
     assert quickstart.table(before, after, ["de"]).splitlines()[2:] == [
         "| de | fidelity | 50.0 % | 100.0 % | +50.0 points |",
+        "| de | fidelity without echoes | 40.0 % | 90.0 % | +50.0 points |",
         "| de | preference | 25.0 % | 75.0 % | +50.0 points |",
         "| de | bits per byte | 2.000 | 1.500 | -25.0 % |",
     ]
@@ -57,9 +59,16 @@ def test_table_shows_changes_in_the_units_of_each_score() -> None:
 def test_scores_are_read_as_the_harness_writes_them(tmp_path: Path) -> None:
     out = tmp_path / "model"
     out.mkdir()
-    results = {"axolotl_clo_de_bits_per_byte": {"alias": "x", "bits_per_byte,none": 1.25, "bits_per_byte_stderr,none": "N/A"}}
+    results = {
+        "axolotl_clo_de_bits_per_byte": {"alias": "x", "bits_per_byte,none": 1.25, "bits_per_byte_stderr,none": "N/A"},
+        "axolotl_clo_en_fidelity": {"alias": "x", "fidelity,none": 1.0, "fidelity_no_echo,none": 0.5},
+    }
     (out / "results_2026-01-01T00-00-00.json").write_text(json.dumps({"results": results}))
-    assert quickstart.read_scores(tmp_path) == {"axolotl_clo_de_bits_per_byte": 1.25}
+    assert quickstart.read_scores(tmp_path) == {
+        ("de", "bits_per_byte"): 1.25,
+        ("en", "fidelity"): 1.0,
+        ("en", "fidelity_no_echo"): 0.5,
+    }
 
 
 def test_finished_steps_are_skipped_and_failed_ones_say_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -81,7 +90,7 @@ def test_short_disk_and_memory_are_said(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_missing_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no config .*nowhere.yml; run it in the root of the repository"):
+    with pytest.raises(SystemExit, match=r"no config .*nowhere\.yml; run it in the root of the repository"):
         quickstart.main(["--config", str(tmp_path / "nowhere.yml")])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import evaluate, load_config, logged, train, weights, write_rows, starter_rows
+from conftest import evaluate, load_config, logged, starter_rows, train, weights, write_rows
 from transformers import AutoModelForCausalLM
 
 from axolotl_clo.reference import RECORD_FILE, ReferenceCache, ReferenceRecord, model_key, row_digests
@@ -45,7 +45,9 @@ def test_cache_holds_the_base_models_log_probabilities(write_config: Write, tmp_
         for row in list(rows)[:3]:
             expected = exact(base, row)
             torch.testing.assert_close(cache.rows[row_digests([row])[0]], expected, atol=1e-3, rtol=1e-5)
-            torch.testing.assert_close(torch.tensor(row["reference_log_probs"]).view(2, 2), expected, atol=1e-3, rtol=1e-5)
+            torch.testing.assert_close(
+                torch.tensor(row["reference_log_probs"]).view(2, 2), expected, atol=1e-3, rtol=1e-5
+            )
 
 
 def test_second_run_reads_the_cache(write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +177,9 @@ def test_evaluating_a_trained_model_compares_with_its_base(
         assert after[name] == pytest.approx(in_training[name], abs=1e-4), name
 
 
-def test_evaluating_says_when_the_base_is_gone_or_changed(write_config: Write, tmp_path: Path, tiny_llama: Path) -> None:
+def test_evaluating_says_when_the_base_is_gone_or_changed(
+    write_config: Write, tmp_path: Path, tiny_llama: Path
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_llama, base)
     train(write_config(base_model=str(base)))

@@ -26,7 +26,10 @@ BAD_SECTIONS: dict[str, tuple[Any, str]] = {
     "near miss": ({"bета": 1, "nll_wieght": 0.3}, r"unknown option .*`nll_wieght` \(did you mean `nll_weight`\?\)"),
     "unknown key": ({"temperature": 1}, r"unknown option `temperature`.*accepted here: .*target_lang"),
     "unknown nll_languages": ({"nll_languages": "source"}, r"clo\.nll_languages\n.*'target' or 'both'"),
-    "unknown train_modules": ({"train_modules": "mlp"}, r"clo\.train_modules\n.*'attention', 'attention\+mlp' or 'all'"),
+    "unknown train_modules": (
+        {"train_modules": "mlp"},
+        r"clo\.train_modules\n.*'attention', 'attention\+mlp' or 'all'",
+    ),
     "unknown reference": ({"reference": "model"}, r"clo\.reference\n.*'precompute' or 'adapter'"),
     "layers reversed": ({"layers": "8-3"}, r"clo\.layers\n.*first layer comes after the last"),
     "layers not ranges": ({"layers": "top"}, r"clo\.layers\n.*accepted are layer ranges such as '16-31'"),
@@ -171,7 +174,7 @@ def test_options_are_overridden_with_double_underscores(write_config: Write) -> 
     assert (cfg.clo.beta, cfg.clo.target_lang, cfg.learning_rate) == (0.25, "ko", 3e-5)
 
 
-@pytest.mark.process()
+@pytest.mark.process
 def test_documented_override_reaches_the_run_through_the_launcher(write_config: Write) -> None:
     """`accelerate launch -m axolotl.cli.train CONFIG --clo__beta=…`, stopped by a bad value before any model loads."""
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", "-m", "axolotl.cli.train"]

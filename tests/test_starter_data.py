@@ -62,7 +62,22 @@ def test_no_latin_words_in_other_scripts(lang: str) -> None:
 
 @pytest.mark.parametrize("lang", ["de", "id", "sw", "yo"])
 def test_no_english_function_words(lang: str) -> None:
-    english = {"the", "of", "is", "are", "with", "because", "you", "your", "which", "what", "this", "that", "please", "and"}
+    english = {
+        "the",
+        "of",
+        "is",
+        "are",
+        "with",
+        "because",
+        "you",
+        "your",
+        "which",
+        "what",
+        "this",
+        "that",
+        "please",
+        "and",
+    }
     for where, text in cells(lang):
         assert english & set(re.findall(r"\w+", text.casefold())) == set(), where
 

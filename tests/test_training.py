@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_config, logged, starter_rows, train, weights, write_rows
+from conftest import load_config, logged, starter_rows, train, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_clo.trainer import METRICS
@@ -71,7 +71,9 @@ def test_accumulation_does_not_change_the_step(write_config: Write, tmp_path: Pa
     for batch, accumulation in ((4, 1), (1, 4)):
         out = tmp_path / f"{batch}x{accumulation}"
         options = {"micro_batch_size": batch, "gradient_accumulation_steps": accumulation, "output_dir": str(out)}
-        trainer = train(write_config(**options, optimizer="sgd", learning_rate=0.1, max_steps=1, shuffle_merged_datasets=False))
+        trainer = train(
+            write_config(**options, optimizer="sgd", learning_rate=0.1, max_steps=1, shuffle_merged_datasets=False)
+        )
         outs.append((weights(out), logged(trainer, "loss")[0], trainer.state.log_history[0]))
     for name, value in outs[0][0].items():
         torch.testing.assert_close(outs[1][0][name], value, atol=1e-5, rtol=0)
@@ -80,7 +82,7 @@ def test_accumulation_does_not_change_the_step(write_config: Write, tmp_path: Pa
         assert outs[0][2][metric] == pytest.approx(outs[1][2][metric], abs=2e-5), metric
 
 
-@pytest.mark.process()
+@pytest.mark.process
 def test_two_ranks_take_the_same_step_as_one(write_config: Write, tmp_path: Path) -> None:
     options = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 1, "shuffle_merged_datasets": False}
     one = train(write_config(**options, micro_batch_size=4, output_dir=str(tmp_path / "one")))
@@ -103,7 +105,9 @@ def test_two_ranks_take_the_same_step_as_one(write_config: Write, tmp_path: Path
 def test_eval_loss_does_not_depend_on_the_eval_batch_size(write_config: Write) -> None:
     results = []
     for size in (1, 3, 8):
-        trainer = train(write_config(val_set_size=5, eval_steps=2, eval_batch_size=size, max_steps=2, micro_batch_size=2))
+        trainer = train(
+            write_config(val_set_size=5, eval_steps=2, eval_batch_size=size, max_steps=2, micro_batch_size=2)
+        )
         results.append([e for e in trainer.state.log_history if "eval_loss" in e][-1])
     for name in ("eval_loss", *(f"eval_{metric}" for metric in METRICS)):
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-5), name
@@ -222,7 +226,13 @@ def test_saved_model_loads_in_plain_transformers_and_has_a_card(write_config: Wr
     head = yaml.safe_load(card.split("---")[1])
     assert set(head["language"]) == {"en", "de"}
     assert "clo" in head["tags"]
-    for text in ("Cross-Lingual Optimization", "arxiv.org/abs/2505.14297", "rows.jsonl", "en (kept), de (added)", "0.5, 0.1"):
+    for text in (
+        "Cross-Lingual Optimization",
+        "arxiv.org/abs/2505.14297",
+        "rows.jsonl",
+        "en (kept), de (added)",
+        "0.5, 0.1",
+    ):
         assert text in card
 
 
@@ -253,7 +263,7 @@ def test_packing_falls_back_for_falcon(write_config: Write, tmp_path: Path, tiny
     assert logged(trainer, "clo/preference_source")[0] == pytest.approx(math.log(2), abs=2e-5)
 
 
-@pytest.mark.process()
+@pytest.mark.process
 def test_axolotls_commands_work_on_the_same_config(write_config: Write, tmp_path: Path) -> None:
     """`axolotl preprocess`, `train`, `evaluate`, `inference` and `merge-lora`, each as typed."""
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "val_set_size": 2}
@@ -263,7 +273,9 @@ def test_axolotls_commands_work_on_the_same_config(write_config: Write, tmp_path
 
     def axolotl(*arguments: str, given: str = "") -> str:
         command = [str(bin_folder / "axolotl"), *arguments]
-        result = subprocess.run(command, input=given, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=900)
+        result = subprocess.run(
+            command, input=given, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=900
+        )
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout + result.stderr
 
@@ -276,7 +288,7 @@ def test_axolotls_commands_work_on_the_same_config(write_config: Write, tmp_path
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
 
 
-@pytest.mark.gpu()
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_bf16_on_a_gpu(attention: str, write_config: Write) -> None:
@@ -285,5 +297,3 @@ def test_bf16_on_a_gpu(attention: str, write_config: Write) -> None:
     trainer = train(write_config(bf16=True, attn_implementation=attention, max_steps=6, num_epochs=2))
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
     assert logged(trainer, "clo/preference_source")[0] == pytest.approx(math.log(2), abs=5e-2)
-
-

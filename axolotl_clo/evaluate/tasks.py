@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
 from axolotl_clo.datasets import starter_folder
 from axolotl_clo.evaluate.language import LANGUAGES, LanguageIdentifier
+
+MIN_ECHO_RATIO = 0.9
 
 
 def documents(language: str, others: Sequence[str] = (), **_: Any) -> dict[str, Any]:
@@ -65,15 +68,29 @@ def fidelity(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]
     """Whether the model answered in the language it was asked in; the mean is the share of answers, 0 to 1.
 
     The language is identified within the default set (and the prompt's own). An answer whose language is
-    unknown, such as an empty one, gibberish or one half in another language, counts as wrong. One that only
-    repeats the prompt counts as right, and small untrained models do that often.
+    unknown, such as an empty one, gibberish or one half in another language, counts as wrong. One that repeats
+    the prompt counts as right under `fidelity`, and small untrained models do that often; under
+    `fidelity_no_echo` it counts as wrong.
 
     Args:
         doc: one of `documents`.
         results: the generated answer.
     """
     language = doc["language"]
-    return {"fidelity": float(_identifier(language).identify(results[0]) == language)}
+    right = _identifier(language).identify(results[0]) == language
+    return {"fidelity": float(right), "fidelity_no_echo": float(right and not is_echo(doc["prompt"], results[0]))}
+
+
+def is_echo(prompt: str, answer: str) -> bool:
+    """Whether an answer begins with the prompt, nearly word for word.
+
+    The letters and digits of the prompt are compared with as many from the start of the answer; nine tenths in
+    the same order make an echo (`difflib`'s ratio). Of the 1,120 reference responses of the starter rows, which
+    often take up words of the question, five reach that, none of them held out.
+    """
+    asked, answered = ("".join(c for c in text.casefold() if c.isalnum()) for text in (prompt, answer))
+    ratio = SequenceMatcher(None, asked, answered[: len(asked)], autojunk=False).ratio()
+    return ratio >= MIN_ECHO_RATIO
 
 
 def preference(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
