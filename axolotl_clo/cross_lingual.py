@@ -367,7 +367,7 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         parts += [f"dropped {len(rows)}: {reason}, {_some(rows)}" for reason, rows in sorted(dropped.items())]
         if suspects:
             LOG.warning(
-                "clo: in %d rows a response looks like the other language (%s); `clo.check_language: drop` leaves them out",
+                "clo: %d responses look like the other language (%s); `clo.check_language: drop` leaves those rows out",
                 len(suspects),
                 _some(suspects),
             )

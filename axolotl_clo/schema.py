@@ -241,6 +241,8 @@ _IN_THE_WAY: list[tuple[str, Any, str]] = [
         lambda v: bool(v) and int(v) > 1,
         "set it to 1: use data parallel, DeepSpeed or FSDP",
     ),
+    ("rl_beta", bool, "use `clo.beta`"),
+    ("orpo_alpha", bool, "use `clo.nll_weight` and `clo.beta`"),
     ("use_eaft", bool, "remove it: it changes the token loss that CLO defines"),
     ("relora", bool, "remove it: the reference would have to follow the merges"),
     ("neftune_noise_alpha", bool, "remove it: noise would differ between policy and reference"),

@@ -165,9 +165,10 @@ class CLOTrainer(AxolotlTrainer):
             self._record.write(self.args.output_dir)
         self._reference_cache = self._open_cache(key)
         scorer = None if trained else model
-        self.train_dataset = self._with_reference(self.train_dataset, scorer)
+        keep_adapter = bool(cfg.lora_model_dir)
+        self.train_dataset = self._with_reference(self.train_dataset, scorer, keep_adapter)
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset, scorer)
+            self.eval_dataset = self._with_reference(self.eval_dataset, scorer, keep_adapter)
 
     def _read_own_record(self, trained: bool) -> str | None:
         record = ReferenceRecord.read(self.args.output_dir) if trained else None
@@ -192,7 +193,8 @@ class CLOTrainer(AxolotlTrainer):
         self._reference_cache = self._open_cache(record.key)
         if all(digest in self._reference_cache.rows for digest in row_digests(dataset)):
             return self._with_reference(dataset, None)
-        return self._with_reference(dataset, self._load_reference_model(record))
+        model = self._load_reference_model(record)
+        return self._with_reference(dataset, model, keep_adapter=record.lora_model_dir is not None)
 
     def _load_reference_model(self, record: ReferenceRecord) -> Any:
         """The model a trained model started from, for when its cached log-probabilities are gone."""
@@ -237,12 +239,13 @@ class CLOTrainer(AxolotlTrainer):
             key = hashlib.blake2b("".join(gather_object([key])).encode(), digest_size=16).hexdigest()
         return key
 
-    def _with_reference(self, dataset: Any, model: Any) -> Any:
+    def _with_reference(self, dataset: Any, model: Any, keep_adapter: bool = False) -> Any:
         """`dataset` with the columns `reference_log_probs` and `example_index`.
 
         Args:
             dataset: tokenized rows.
             model: scores the rows that are not cached; None: all must be.
+            keep_adapter: score with the model's adapter on, because training started from one.
         """
         cache = self._reference_cache
         assert cache is not None
@@ -254,7 +257,7 @@ class CLOTrainer(AxolotlTrainer):
                 "weights are loaded; restore the file, or start without resuming"
             )
         if missing:
-            for i, log_probs in self._score(model, dataset, missing):
+            for i, log_probs in self._score(model, dataset, missing, keep_adapter):
                 cache.rows[digests[i]] = log_probs
             if self.is_world_process_zero():
                 try:
@@ -271,12 +274,12 @@ class CLOTrainer(AxolotlTrainer):
             dataset = dataset.add_column(name, values)
         return dataset
 
-    def _score(self, model: Any, dataset: Any, indices: list[int]) -> list[tuple[int, torch.Tensor]]:
+    def _score(
+        self, model: Any, dataset: Any, indices: list[int], keep_adapter: bool
+    ) -> list[tuple[int, torch.Tensor]]:
         """Log-probabilities `[2, 2]` of rows, each rank taking its share."""
-        keeps_adapter = self._record is not None and self._record.lora_model_dir is not None
-        adapter_off = nullcontext
-        if not keeps_adapter and hasattr(self.accelerator.unwrap_model(model), "disable_adapter"):
-            adapter_off = self.accelerator.unwrap_model(model).disable_adapter
+        inner = self.accelerator.unwrap_model(model)
+        adapter_off = inner.disable_adapter if hasattr(inner, "peft_config") and not keep_adapter else nullcontext
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         loader = DataLoader(
             Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, collate_fn=CLOCollator()

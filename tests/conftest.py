@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +150,30 @@ def load_config(file: Path, **overrides: Any) -> Any:
     return load_cfg(str(file), **overrides)
 
 
+@contextmanager
+def one_run() -> Iterator[None]:
+    """Axolotl's fused LoRA kernels replace the attention class of the whole process; put it back after a run."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    forward = LlamaAttention.forward
+    torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        LlamaAttention.forward = forward
+        if "_original_forward" in vars(LlamaAttention):
+            del LlamaAttention._original_forward
+
+
 def train(file: Path, **overrides: Any) -> Any:
     """What `axolotl train` runs after the launcher, in this process; returns the trainer."""
     from axolotl.common.datasets import load_datasets, load_preference_datasets
     from axolotl.train import train as axolotl_train
 
-    cfg = load_config(file, **overrides)
-    meta = (load_preference_datasets if cfg.rl else load_datasets)(cfg=cfg)
-    return axolotl_train(cfg=cfg, dataset_meta=meta)[2]
+    with one_run():
+        cfg = load_config(file, **overrides)
+        meta = (load_preference_datasets if cfg.rl else load_datasets)(cfg=cfg)
+        return axolotl_train(cfg=cfg, dataset_meta=meta)[2]
 
 
 def evaluate(file: Path, **overrides: Any) -> dict[str, float]:
@@ -164,8 +181,9 @@ def evaluate(file: Path, **overrides: Any) -> dict[str, float]:
     from axolotl.common.datasets import load_datasets
     from axolotl.evaluate import evaluate as axolotl_evaluate
 
-    cfg = load_config(file, **overrides)
-    return axolotl_evaluate(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
+    with one_run():
+        cfg = load_config(file, **overrides)
+        return axolotl_evaluate(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -256,7 +256,7 @@ def test_response_in_the_other_language(chatml_tokenizer: Any, caplog: pytest.Lo
     rows = changed("response", "ko", starter_rows()[7]["response"]["en"])
     with caplog.at_level(logging.INFO, logger="axolotl_clo"):
         assert len(strategy(chatml_tokenizer).wrap_dataset(Dataset.from_list(rows))) == 3
-        assert "in 1 rows a response looks like the other language (row 2)" in caplog.text
+        assert "1 responses look like the other language (row 2)" in caplog.text
         made = strategy(chatml_tokenizer, check_language="drop").wrap_dataset(Dataset.from_list(rows))
     assert made["row"][:] == [1, 3]
     assert "dropped 1: response in the other language (response.ko), row 2" in caplog.text

@@ -72,6 +72,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         r"clo\.reference: adapter with `lora_model_dir`",
     ),
     "unfrozen parameters": ({"unfrozen_parameters": ["^lm_head"]}, r"use `clo\.train_modules` and `clo\.layers`"),
+    "beta of another loss": ({"rl_beta": 0.2}, r"cannot run with `rl_beta: 0\.2`; use `clo\.beta`"),
     "neftune": ({"neftune_noise_alpha": 5}, r"cannot run with `neftune_noise_alpha: 5"),
     "streaming": ({"streaming": True}, r"cannot run with `streaming: True`"),
     "another prompt strategy": (
