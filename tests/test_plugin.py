@@ -52,7 +52,7 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
         ["axolotl_clo.plugin.CLOPlugin"],
         ["axolotl_clo.CLOPlugin", "axolotl_clo.plugin.CLOPlugin"],
         ["axolotl_clo.CLOPlugin", "axolotl_clo.CLOPlugin"],
-        ["axolotl.integrations.kd.KDPlugin", "axolotl_clo.CLOPlugin"],
+        ["axolotl.integrations.lm_eval.LMEvalPlugin", "axolotl_clo.CLOPlugin"],
     ],
     ids=["documented", "other spelling", "both spellings", "twice", "after another plugin"],
 )
