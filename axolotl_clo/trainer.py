@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
-from axolotl_clo.collator import CLOCollator
-from axolotl_clo.logprobs import Batch, packing_is_exact, sequence_log_probs
-from axolotl_clo.loss import SOURCE, TARGET, CLOTerms, LogProbs, clo_loss, clo_terms
+from axolotl_clo.logprobs import Batch
+from axolotl_clo.loss import SOURCE, TARGET, CLOTerms, clo_loss, clo_terms
 from axolotl_clo.model_card import add_clo_section
-from axolotl_clo.reference import ReferenceCache, ReferenceRecord, model_key, row_digests
-from axolotl_clo.schema import CLOConfig
+from axolotl_clo.scoring import ScoringTrainer
 
 LOG = get_logger(__name__)
 
@@ -39,7 +32,7 @@ METRICS = (
 STUCK_DISTANCE, STUCK_LOGS, STUCK_STEPS = 1e-3, 3, 20
 
 
-class CLOTrainer(AxolotlTrainer):
+class CLOTrainer(ScoringTrainer):
     """Trains with the CLO loss.
 
     Logs, for training and with `eval_` for evaluation: `loss`, and the entries of `METRICS` (nll in nats per
@@ -48,8 +41,6 @@ class CLOTrainer(AxolotlTrainer):
     """
 
     tag_names = ["axolotl", "clo"]  # noqa: RUF012 (as in the base class)
-    train_dataset: Any
-    eval_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,16 +48,7 @@ class CLOTrainer(AxolotlTrainer):
         self.model_accepts_loss_kwargs = True
         self._sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)
         self._evaluated: list[torch.Tensor] = []
-        self._packing: bool | None = None
-        self._reference_cache: ReferenceCache | None = None
-        self._record: ReferenceRecord | None = None
         self._stuck_logs = 0
-
-    @property
-    def clo(self) -> CLOConfig:
-        clo = CLOConfig.from_cfg(self.axolotl_cfg)
-        assert clo is not None
-        return clo
 
     # ---- the step ----
 
@@ -88,15 +70,8 @@ class CLOTrainer(AxolotlTrainer):
         return (loss, None) if return_outputs else loss
 
     def _terms(self, model: Any, inputs: Batch) -> CLOTerms:
-        policy = sequence_log_probs(model, inputs, packed=self._packs(model, inputs))
-        if (reference := inputs.get("reference_log_probs")) is None:
-            reference = self._without_adapter(model, inputs)
-        log_probs = LogProbs(policy=policy, reference=reference, lengths=inputs["response_lengths"])
+        log_probs = self.log_probs(model, inputs)
         return clo_terms(log_probs, beta=self.clo.beta, nll_both=self.clo.nll_languages == "both")
-
-    def _without_adapter(self, model: Any, inputs: Batch) -> torch.Tensor:
-        with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-            return sequence_log_probs(model, inputs, packed=self._packs(model, inputs))
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         """`[2]`: tokens under the NLL and preference pairs, over accumulation steps and ranks."""
@@ -109,20 +84,6 @@ class CLOTrainer(AxolotlTrainer):
         counts = torch.tensor([[tokens, pairs]], dtype=torch.float32, device=device)
         return self.accelerator.gather(counts).sum(0)
 
-    def _packs(self, model: Any, inputs: Batch) -> bool:
-        """Whether sequences may be packed by position ids: tried once, on the first batch."""
-        if self._packing is None:
-            training = model.training
-            model.eval()
-            self._packing = packing_is_exact(model, _first_example(inputs))
-            model.train(training)
-            kind = type(self.accelerator.unwrap_model(model)).__name__
-            if self._packing:
-                LOG.info("clo: batches of %s are packed without padding; the probe found it exact", kind)
-            else:
-                LOG.warning("clo: packing is not exact for %s; batches are padded instead", kind)
-        return self._packing
-
     def _count_tokens(self, inputs: Batch) -> None:
         # What Axolotl's own compute_loss keeps for its tokens-per-second log.
         if self.args.include_tkps and self.model.training:
@@ -133,171 +94,6 @@ class CLOTrainer(AxolotlTrainer):
                 self.state.tokens = {"trainable": torch.zeros(1), "total": torch.zeros(1)}
             self.state.tokens["trainable"] = self.state.tokens["trainable"] + total[0]
             self.state.tokens["total"] = self.state.tokens["total"] + total[1]
-
-    # ---- training and the reference ----
-
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Train; the reference is taken from the weights as they are before a checkpoint is loaded."""
-        if not self._is_sharded:
-            self._prepare_training_reference(self.model)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        model, dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self._is_sharded:
-            # These engines load a checkpoint while they are prepared: too late to look at the base weights.
-            self._prepare_training_reference(model, trained=resume_from_checkpoint is not None)
-            dataloader = self.get_train_dataloader()
-        return model, dataloader
-
-    @property
-    def _is_sharded(self) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
-
-    def _prepare_training_reference(self, model: Any, trained: bool = False) -> None:
-        if self.clo.reference == "adapter":
-            return
-        cfg = self.axolotl_cfg
-        key = self._read_own_record(trained) or self._model_key(self.model, keep_adapter=bool(cfg.lora_model_dir))
-        self._record = ReferenceRecord(key, base_model=cfg.base_model, lora_model_dir=cfg.lora_model_dir or None)
-        if self.is_world_process_zero():
-            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-            self._record.write(self.args.output_dir)
-        self._reference_cache = self._open_cache(key)
-        scorer = None if trained else model
-        keep_adapter = bool(cfg.lora_model_dir)
-        self.train_dataset = self._with_reference(self.train_dataset, scorer, keep_adapter)
-        if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset, scorer, keep_adapter)
-
-    def _read_own_record(self, trained: bool) -> str | None:
-        record = ReferenceRecord.read(self.args.output_dir) if trained else None
-        return record.key if record else None
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; outside training the reference of a trained model is the model it was trained from."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.clo.reference == "precompute" and "reference_log_probs" not in dataset.column_names:
-            dataset = self._with_evaluation_reference(dataset)
-        elif "example_index" not in dataset.column_names:
-            dataset = dataset.add_column("example_index", list(range(len(dataset))))
-        return super().evaluate(dataset, *args, **kwargs)
-
-    def _with_evaluation_reference(self, dataset: Any) -> Any:
-        cfg = self.axolotl_cfg
-        record = ReferenceRecord.read(cfg.lora_model_dir if cfg.adapter else cfg.base_model)
-        if record is None or (cfg.adapter and record.lora_model_dir is None):
-            # Not trained by us, or trained as an adapter on weights that are still there under it.
-            self._reference_cache = self._open_cache(self._model_key(self.model))
-            return self._with_reference(dataset, self.model)
-        self._reference_cache = self._open_cache(record.key)
-        if all(digest in self._reference_cache.rows for digest in row_digests(dataset)):
-            return self._with_reference(dataset, None)
-        model = self._load_reference_model(record)
-        return self._with_reference(dataset, model, keep_adapter=record.lora_model_dir is not None)
-
-    def _load_reference_model(self, record: ReferenceRecord) -> Any:
-        """The model a trained model started from, for when its cached log-probabilities are gone."""
-        from axolotl.loaders import ModelLoader
-
-        LOG.info("clo: the reference cache is gone; loading %s to compute it again", record.base_model)
-        cfg = self.axolotl_cfg.copy()
-        cfg.base_model, cfg.base_model_config = record.base_model, record.base_model
-        cfg.lora_model_dir = record.lora_model_dir
-        if record.lora_model_dir is None:
-            cfg.adapter = None
-        try:
-            model, _ = ModelLoader(cfg, self.processing_class).load()
-        except OSError as error:
-            raise ValueError(
-                f"this model was trained from {record.base_model!r}, whose weights are needed as the reference and "
-                f"cannot be loaded ({error}); put them back, or restore {self._cache_folder}"
-            ) from error
-        key = self._model_key(model, keep_adapter=record.lora_model_dir is not None)
-        if key != record.key:
-            raise ValueError(
-                f"{record.base_model!r} does not hold the weights this model was trained from (they have changed, or "
-                "dtype or quantization differ from the training run's); restore them or the reference cache in "
-                f"{self._cache_folder}"
-            )
-        return model.to(self.args.device)
-
-    @property
-    def _cache_folder(self) -> Path:
-        return Path(self.axolotl_cfg.dataset_prepared_path) / "reference"
-
-    def _open_cache(self, key: str) -> ReferenceCache:
-        cache = ReferenceCache(self._cache_folder, key)
-        if problem := cache.load():
-            LOG.warning("clo: the reference cache %s is unreadable (%s); computing it again", cache.file, problem)
-        return cache
-
-    def _model_key(self, model: Any, keep_adapter: bool = False) -> str:
-        dtype = self.accelerator.mixed_precision
-        key = model_key(model, without_adapter=not keep_adapter, compute_dtype=dtype)
-        if self._is_sharded:
-            key = hashlib.blake2b("".join(gather_object([key])).encode(), digest_size=16).hexdigest()
-        return key
-
-    def _with_reference(self, dataset: Any, model: Any, keep_adapter: bool = False) -> Any:
-        """`dataset` with the columns `reference_log_probs` and `example_index`.
-
-        Args:
-            dataset: tokenized rows.
-            model: scores the rows that are not cached; None: all must be.
-            keep_adapter: score with the model's adapter on, because training started from one.
-        """
-        cache = self._reference_cache
-        assert cache is not None
-        digests = row_digests(dataset)
-        missing = [i for i, digest in enumerate(digests) if digest not in cache.rows]
-        if missing and model is None:
-            raise ValueError(
-                f"{len(missing)} of {len(dataset)} rows are not in the reference cache {cache.file}, and only trained "
-                "weights are loaded; restore the file, or start without resuming"
-            )
-        if missing:
-            for i, log_probs in self._score(model, dataset, missing, keep_adapter):
-                cache.rows[digests[i]] = log_probs
-            if self.is_world_process_zero():
-                try:
-                    cache.save()
-                except OSError as error:
-                    raise ValueError(f"the reference cache {cache.file} cannot be written ({error})") from error
-        if not missing:
-            LOG.info("clo: reference log-probabilities of %d rows read from %s", len(dataset), cache.file)
-        columns = {
-            "reference_log_probs": [cache.rows[digest].flatten().tolist() for digest in digests],
-            "example_index": list(range(len(dataset))),
-        }
-        for name, values in columns.items():
-            dataset = dataset.add_column(name, values)
-        return dataset
-
-    def _score(
-        self, model: Any, dataset: Any, indices: list[int], keep_adapter: bool
-    ) -> list[tuple[int, torch.Tensor]]:
-        """Log-probabilities `[2, 2]` of rows, each rank taking its share."""
-        inner = self.accelerator.unwrap_model(model)
-        adapter_off = inner.disable_adapter if hasattr(inner, "peft_config") and not keep_adapter else nullcontext
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        loader = DataLoader(
-            Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, collate_fn=CLOCollator()
-        )
-        scored: list[torch.Tensor] = []
-        training = model.training
-        model.eval()
-        with torch.no_grad(), adapter_off(), self.accelerator.autocast():
-            for batch in tqdm(loader, desc="Reference log-probabilities", disable=not self.is_local_process_zero()):
-                batch = {name: value.to(self.args.device) for name, value in batch.items()}
-                scored.extend(sequence_log_probs(model, batch, packed=self._packs(model, batch)).cpu())
-        model.train(training)
-        return gather_object(list(zip(mine, scored, strict=True)))
-
-    def _save_checkpoint(self, model: Any, trial: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(model, trial, **kwargs)
-        if self._record is not None and self.is_world_process_zero():
-            self._record.write(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
 
     # ---- evaluation ----
 
@@ -369,18 +165,3 @@ def _metric_sums(terms: CLOTerms) -> torch.Tensor:
 
 def _means(sums: torch.Tensor) -> dict[str, float]:
     return dict(zip(METRICS, (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist(), strict=True))
-
-
-def _first_example(batch: Batch) -> Batch:
-    """The four sequences of the first example of a packed batch."""
-    starts = (batch["position_ids"][0] == 0).nonzero().squeeze(-1).tolist()
-    end = starts[4] if len(starts) > 4 else batch["input_ids"].shape[1]
-    mine = batch["response_sequence"] < 4
-    return {
-        "input_ids": batch["input_ids"][:, :end],
-        "position_ids": batch["position_ids"][:, :end],
-        "logit_positions": batch["logit_positions"][mine],
-        "response_ids": batch["response_ids"][mine],
-        "response_sequence": batch["response_sequence"][mine],
-        "response_lengths": batch["response_lengths"][:1],
-    }

@@ -51,10 +51,10 @@ def test_cache_holds_the_base_models_log_probabilities(write_config: Write, tmp_
 
 
 def test_second_run_reads_the_cache(write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from axolotl_clo.trainer import CLOTrainer
+    from axolotl_clo.scoring import ScoringTrainer
 
     first = logged(train(write_config()), "loss")
-    monkeypatch.setattr(CLOTrainer, "_score", lambda *_: pytest.fail("the reference was computed a second time"))
+    monkeypatch.setattr(ScoringTrainer, "_score", lambda *_: pytest.fail("the reference was computed a second time"))
     assert logged(train(write_config()), "loss") == first
 
 
@@ -175,6 +175,28 @@ def test_evaluating_a_trained_model_compares_with_its_base(
     assert after["eval_clo/preference_target"] != pytest.approx(0.693147, abs=1e-3)
     for name in ("eval_loss", "eval_clo/nll", "eval_clo/preference_target", "eval_clo/margin_source"):
         assert after[name] == pytest.approx(in_training[name], abs=1e-4), name
+
+
+def test_a_run_that_starts_from_an_adapter_compares_with_that_adapter(write_config: Write, tmp_path: Path) -> None:
+    held_out = write_rows(tmp_path / "test.jsonl", starter_rows("test")[:4])
+    options: dict[str, Any] = {
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 64,
+        "learning_rate": 1e-2,
+        "test_datasets": [{"path": str(held_out), "split": "train", "type": "axolotl_clo.cross_lingual"}],
+        "eval_steps": 2,
+    }
+    train(write_config(**options))
+    folders = {name: str(tmp_path / name) for name in ("out", "second", "third")}
+    second = train(write_config(**options, lora_model_dir=folders["out"], output_dir=folders["second"]))
+    assert logged(second, "clo/preference_target")[0] == pytest.approx(0.693147, abs=1e-4)
+    in_training = second.state.log_history[-2]
+    for file in (tmp_path / "prepared").glob("clo-*/reference/*.safetensors"):
+        file.unlink()
+    after = evaluate(write_config(**options, lora_model_dir=folders["second"], output_dir=folders["third"]))
+    assert after["eval_clo/margin_target"] == pytest.approx(in_training["eval_clo/margin_target"], abs=1e-4)
+    assert abs(after["eval_clo/margin_target"]) > 1e-3
 
 
 def test_evaluating_says_when_the_base_is_gone_or_changed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -232,6 +233,20 @@ def test_saved_model_loads_in_plain_transformers_and_has_a_card(write_config: Wr
         "0.5, 0.1",
     ):
         assert text in card
+
+
+def test_base_model_without_template_is_saved_with_the_one_it_was_trained_with(
+    write_config: Write, tmp_path: Path, tiny_llama: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    assert AutoTokenizer.from_pretrained(base).chat_template is None
+    train(write_config(base_model=str(base)))
+    chat = [{"role": "user", "content": "Hallo"}]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert "### Instruction:\nHallo\n\n### Response:\n" in tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
 
 
 def test_stuck_preference_loss_is_warned_about(write_config: Write, caplog: pytest.LogCaptureFixture) -> None:
