@@ -137,8 +137,8 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         Returns:
             A dataset with the columns `source_chosen`, `source_rejected`, `target_chosen`, `target_rejected`
             (token ids of prompt and response), `prompt_lengths` (tokens of prompt in each of the four), `row`
-            (number in this dataset, from 1), and for Axolotl's step counting `length` (tokens) and `labels` (the
-            tokens trained on).
+            (number in this dataset, from 1) and `length` (tokens of all four). For Axolotl's own counting, checks
+            and `--debug` print there are `input_ids`, `attention_mask` and `labels` of the target sequence alone.
 
         Raises:
             ValueError: a column or language is missing, a value is not text, the template fails, a sequence is
@@ -214,15 +214,8 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
 
     def _tokenize_row(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         record: dict[str, Any] = {name: [] for name in SEQUENCES}
-        record |= {
-            "prompt_lengths": [],
-            "row": number,
-            "length": 0,
-            "labels": [],
-            "dropped": "",
-            "column": "",
-        }
-        record["suspect"] = ""
+        record |= {"input_ids": [], "attention_mask": [], "labels": [], "prompt_lengths": [], "length": 0}
+        record |= {"row": number, "dropped": "", "column": "", "suspect": ""}
         try:
             source, target = (self._side(row, number, role) for role in ("source", "target"))
             if source.response.strip() == target.response.strip():
@@ -238,7 +231,9 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             record[name] = tokens
             record["prompt_lengths"].append(prompt_length)
             record["length"] += len(tokens)
-            record["labels"] += tokens[prompt_length:]
+        tokens, prompt_length = sequences[SEQUENCES.index("target_chosen")]
+        record["input_ids"], record["attention_mask"] = tokens, [1] * len(tokens)
+        record["labels"] = [-100] * prompt_length + tokens[prompt_length:]
         return record
 
     def _side(self, row: dict[str, Any], number: int, role: str) -> Side:

@@ -2,10 +2,14 @@
 
 import sys
 
-from conftest import logged, train
+from axolotl.common.datasets import load_datasets
+from axolotl.train import train
+from conftest import load_config, logged
 
 if __name__ == "__main__":
-    trainer = train(sys.argv[1])
+    cfg = load_config(sys.argv[1])
+    cfg.device_map = None  # Axolotl maps rank 1 to device 1, which CPU processes do not have
+    trainer = train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))[2]
     state = trainer.accelerator.state
     # One write each, so that lines of two ranks do not mix.
     sys.stdout.write(f"RANK ran on {state.distributed_type.value} with {state.num_processes} processes\n")

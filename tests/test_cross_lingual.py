@@ -149,10 +149,13 @@ def test_parquet_and_json_lines_give_the_same_rows(chatml_tokenizer: Any, parall
     assert made[0] == made[1]
 
 
-def test_columns_for_step_counting(chatml_tokenizer: Any) -> None:
+def test_columns_for_axolotls_own_counting(chatml_tokenizer: Any) -> None:
     for row in strategy(chatml_tokenizer).wrap_dataset(Dataset.from_list(starter_rows()[:4])):
+        prompt = row["prompt_lengths"][2]
         assert row["length"] == sum(len(row[name]) for name in SEQUENCES)
-        assert len(row["labels"]) == row["length"] - sum(row["prompt_lengths"])
+        assert row["input_ids"] == row["target_chosen"]
+        assert row["labels"] == [-100] * prompt + row["target_chosen"][prompt:]
+        assert row["attention_mask"] == [1] * len(row["input_ids"])
 
 
 # ---- length ----

@@ -82,6 +82,10 @@ def test_accumulation_does_not_change_the_step(write_config: Write, tmp_path: Pa
 
 
 @pytest.mark.process
+@pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(),
+    reason="Axolotl asks a CUDA build of torch for a driver as soon as there are two processes",
+)
 def test_two_ranks_take_the_same_step_as_one(write_config: Write, tmp_path: Path) -> None:
     options = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 1, "shuffle_merged_datasets": False}
     one = train(write_config(**options, micro_batch_size=4, output_dir=str(tmp_path / "one")))
@@ -296,7 +300,8 @@ def test_axolotls_commands_work_on_the_same_config(write_config: Write, tmp_path
     assert "Loading prepared dataset from disk" in axolotl("train", str(config), "--max-steps", "1")
     out = str(tmp_path / "out")
     assert "eval_clo/preference_target" in axolotl("evaluate", str(config), "--lora-model-dir", out)
-    assert "assistant" in axolotl("inference", str(config), "--lora-model-dir", out, given="Hallo, wie geht es dir?")
+    asked = "Hallo, wie geht es dir?"
+    assert asked in axolotl("inference", str(config), "--lora-model-dir", out, given=asked)
     axolotl("merge-lora", str(config), "--lora-model-dir", out)
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
 
