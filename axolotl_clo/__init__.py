@@ -4,7 +4,6 @@ Importing this package loads neither torch nor axolotl: the plugin class is reso
 that tools which only list entry points or read `__version__` stay fast.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,5 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return CLOPlugin
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("axolotl-clo")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
