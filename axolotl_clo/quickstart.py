@@ -58,10 +58,14 @@ def convert_smollm2(out: Path) -> None:
         out: folder to write; it appears only once it is complete.
     """
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = smollm2_tokenizer()
-    model = AutoModelForCausalLM.from_pretrained(_package(), gguf_file=_gguf().name, dtype=torch.float32)
+    options: dict[str, Any] = {"gguf_file": _gguf().name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # newer transformers keep GGUF weights packed unless told otherwise
+        options["quantization_config"] = transformers.GgufConfig(gguf_file=_gguf().name, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(_package(), **options)
     end = tokenizer.eos_token_id
     model.config.eos_token_id = model.config.pad_token_id = end
     model.generation_config = GenerationConfig(
