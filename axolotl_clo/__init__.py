@@ -1,7 +1,8 @@
 """Cross-Lingual Optimization (CLO) as an Axolotl plugin.
 
-Importing this package loads neither torch nor axolotl: the plugin class is resolved on first use, so
-that tools which only list entry points or read `__version__` stay fast.
+Importing this package loads neither torch nor axolotl: the plugin class, and the prompt strategies that Axolotl's
+preference loaders look up here, are resolved on first use, so that tools which only list entry points or read
+`__version__` stay fast.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOPlugin", "__version__"]
 
+_STRATEGIES = ("preference", "preference_held_out", "kto", "kto_held_out")
+
 
 def __getattr__(name: str) -> Any:
     if name == "CLOPlugin":
         from axolotl_clo.plugin import CLOPlugin
 
         return CLOPlugin
+    if name in _STRATEGIES:
+        from axolotl_clo import pairs
+
+        return getattr(pairs, name)
     if name == "__version__":
         from importlib.metadata import version
 

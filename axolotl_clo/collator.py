@@ -13,7 +13,8 @@ SEQUENCES = ("source_chosen", "source_rejected", "target_chosen", "target_reject
 class CLOCollator:
     """Packs the four sequences of each row end to end.
 
-    The batch it returns, with S = 4 · examples sequences, T tokens in all and N response tokens in all:
+    The batch it returns, with S = 4 · examples sequences, of which a row may leave both of a direction empty, T tokens
+    in all and N response tokens in all:
 
     input_ids: `[1, T]`.
     position_ids: `[1, T]`, from 0 in each sequence. There is no attention mask: models tell sequences apart by
@@ -22,6 +23,7 @@ class CLOCollator:
     response_ids: `[N]`, the token each of them predicts.
     response_sequence: `[N]`, the sequence, 0 to S−1, each of them belongs to.
     response_lengths: `[examples, 2, 2]`, tokens of each response.
+    language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
     """
@@ -54,6 +56,7 @@ class CLOCollator:
             "response_ids": ids[0, positions + 1],
             "response_sequence": torch.tensor(response_sequence, dtype=torch.long),
             "response_lengths": torch.tensor(lengths).view(-1, 2, 2),
+            "language": torch.tensor([row["language"] for row in rows]),
         }
         if "example_index" in rows[0]:
             batch["example_index"] = torch.tensor([row["example_index"] for row in rows])

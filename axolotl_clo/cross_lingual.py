@@ -1,29 +1,26 @@
 """The prompt strategy `type: axolotl_clo.cross_lingual`: one parallel row to four token sequences.
 
-A row holds the same prompt and response in two languages (and perhaps more):
-
-    {"id": "…", "prompt":   {"en": "What is …?", "ko": "… 무엇입니까?"},
-                "response": {"en": "It is …",    "ko": "…입니다."}}
-
-or one conversation per language under `messages`, or four flat columns named in `clo.fields`. Each row becomes
-(source prompt, source response), (source prompt, target response), (target prompt, target response) and
-(target prompt, source response), which stay together from here to the loss.
+Each row (see `axolotl_clo.rows`) becomes (source prompt, source response), (source prompt, target response),
+(target prompt, target response) and (target prompt, source response), which stay together from here to the loss.
+With several target languages it becomes one such example for each of them that it holds.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections import defaultdict
-from dataclasses import dataclass
+import random
+from collections import Counter, defaultdict
 from typing import Any
 
+import numpy as np
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from axolotl.utils.chat_templates import get_chat_template, get_chat_template_from_config
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.collator import SEQUENCES
+from axolotl_clo.draw import draw_examples
 from axolotl_clo.evaluate.language import LanguageIdentifier, supported
-from axolotl_clo.schema import CLOConfig, FieldMapping
+from axolotl_clo.rows import Messages, RowReader, Side, Unusable
+from axolotl_clo.schema import CLOConfig
 
 LOG = get_logger(__name__)
 
@@ -33,25 +30,10 @@ DEFAULT_CHAT_TEMPLATE = "alpaca"
 # Below this many characters a language cannot be told reliably.
 MIN_CHARACTERS_TO_IDENTIFY = 20
 
-Messages = list[dict[str, str]]
+# Axolotl's own default for `seed`.
+DEFAULT_SEED = 42
 
-
-class _Drop(Exception):
-    """A row that cannot be used: why, and which column is at fault."""
-
-    def __init__(self, reason: str, column: str) -> None:
-        super().__init__(reason)
-        self.reason, self.column = reason, column
-
-
-@dataclass
-class Side:
-    """One language of a row: the conversation up to the response, and the response."""
-
-    prompt: Messages
-    response: str
-    prompt_column: str
-    response_column: str
+SOURCE_LANGUAGE = -1
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any = None) -> CrossLingualStrategy:
@@ -60,24 +42,43 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any = None) -> CrossLingualStrategy:
     Raises:
         ValueError: the config has no languages, or the tokenizer no end-of-sequence token.
     """
+    return CrossLingualStrategy(**strategy_options(tokenizer, cfg, ds_cfg))
+
+
+def strategy_options(tokenizer: Any, cfg: Any, ds_cfg: Any, held_out: bool | None = None) -> dict[str, Any]:
+    """Arguments of `CrossLingualStrategy` as a config has them.
+
+    Args:
+        tokenizer: of the model to train.
+        cfg: Axolotl's config.
+        ds_cfg: the dataset's entry in it.
+        held_out: whether that entry is one of `test_datasets`; None: look it up.
+
+    Raises:
+        ValueError: the config has no languages, or the tokenizer no end-of-sequence token.
+    """
     clo = CLOConfig.from_cfg(cfg)
-    if clo is None or clo.target_lang is None:
+    if clo is None or not clo.target_langs:
         raise ValueError(
-            "type: axolotl_clo.cross_lingual needs a `clo:` section with `target_lang`, e.g.\nclo:\n  target_lang: ko"
+            "a dataset of parallel rows needs a `clo:` section with `target_lang`, e.g.\nclo:\n  target_lang: ko"
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token, so no response could end; "
             "name one under `special_tokens: {eos_token: …}`"
         )
-    return CrossLingualStrategy(
-        tokenizer=tokenizer,
-        clo=clo,
-        chat_template=resolve_chat_template(tokenizer, cfg, ds_cfg),
-        sequence_len=cfg.sequence_len,
-        excess_length_strategy=(cfg.excess_length_strategy or "drop").lower(),
-        template_kwargs=dict(cfg.chat_template_kwargs or {}),
-    )
+    if held_out is None:
+        held_out = ds_cfg in (cfg.test_datasets or []) and ds_cfg not in (cfg.datasets or [])
+    return {
+        "tokenizer": tokenizer,
+        "clo": clo,
+        "chat_template": resolve_chat_template(tokenizer, cfg, ds_cfg),
+        "sequence_len": cfg.sequence_len,
+        "excess_length_strategy": (cfg.excess_length_strategy or "drop").lower(),
+        "template_kwargs": dict(cfg.chat_template_kwargs or {}),
+        "seed": cfg.seed if cfg.seed is not None else DEFAULT_SEED,
+        "held_out": held_out,
+    }
 
 
 def resolve_chat_template(tokenizer: Any, cfg: Any, ds_cfg: Any) -> str:
@@ -101,32 +102,35 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         sequence_len: int,
         excess_length_strategy: str = "drop",
         template_kwargs: dict[str, Any] | None = None,
+        seed: int = DEFAULT_SEED,
+        held_out: bool = False,
     ) -> None:
         """
         Args:
             tokenizer: of the model to train.
-            clo: languages, field mapping and language check.
+            clo: languages, field mapping, language check and what to draw.
             chat_template: Jinja source that renders a conversation.
             sequence_len: tokens one sequence (prompt and response) may have.
             excess_length_strategy: `drop`, `truncate` or `raise`, as Axolotl names them; acts on whole rows.
             template_kwargs: further variables for the template.
+            seed: of what is drawn.
+            held_out: take all examples in both directions, whatever is drawn for training.
         """
-        assert clo.target_lang is not None
         self.tokenizer = tokenizer
-        self.languages = (clo.source_lang, clo.target_lang)
-        self.fields: FieldMapping = clo.fields
+        self.clo = clo
+        self.targets = clo.target_langs
+        self.reader = RowReader(clo.fields, clo.source_lang, self.targets)
         self.check_language = clo.check_language
         self.chat_template = chat_template
         self.sequence_len = sequence_len
         self.excess_length_strategy = excess_length_strategy
         self.template_kwargs = template_kwargs or {}
+        self.seed, self.held_out = seed, held_out
         # Chat models may name their end-of-turn token without flagging it special.
         self.turn_ends = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-        if self.check_language != "off" and not all(map(supported, self.languages)):
-            LOG.warning(
-                "clo: cannot identify %s; rows are not checked for their language",
-                " and ".join(self.languages),
-            )
+        unknown = [language for language in (clo.source_lang, *self.targets) if not supported(language)]
+        if self.check_language != "off" and unknown:
+            LOG.warning("clo: cannot identify %s; rows are not checked for their language", " and ".join(unknown))
             self.check_language = "off"
 
     def wrap_dataset(
@@ -136,19 +140,21 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
 
         Returns:
             A dataset with the columns `source_chosen`, `source_rejected`, `target_chosen`, `target_rejected`
-            (token ids of prompt and response), `prompt_lengths` (tokens of prompt in each of the four), `row`
-            (number in this dataset, from 1) and `length` (tokens of all four). For Axolotl's own counting, checks
-            and `--debug` print there are `input_ids`, `attention_mask` and `labels` of the target sequence alone.
+            (token ids of prompt and response; both of a direction are empty where `target_source_ratio` leaves its
+            pair out), `prompt_lengths` (tokens of prompt in each of the four), `row` (number in this dataset, from
+            1), `language` and `rejected_language` (number of the target language and of the rejected response's,
+            from 0; −1 is the source) and `length` (tokens of all four). For Axolotl's own counting, checks and
+            `--debug` print there are `input_ids`, `attention_mask` and `labels` of the target sequence alone.
 
         Raises:
             ValueError: a column or language is missing, a value is not text, the template fails, a sequence is
-                too long under `raise`, or no row is left.
+                too long under `raise`, no row is left, or `max_examples` is above what is left.
         """
         if not hasattr(dataset, "__len__"):
             raise ValueError("rl: clo does not stream; set `streaming: false`")
         if len(dataset) == 0:
             raise ValueError("the dataset has no rows")
-        self._check_columns(dataset)
+        self.reader.check_columns(dataset)
         mapped = dataset.map(
             self._tokenize_rows,
             with_indices=True,
@@ -167,121 +173,94 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             keep_in_memory=bool(keep_in_memory),
             desc="Dropping unusable rows",
         )
-        report = self._report(mapped)
-        if len(kept) == 0:
-            raise ValueError(f"no row is left to train on: {report}")
-        LOG.info("clo: %s", report)
-        return kept.remove_columns(["dropped", "column", "suspect"])
+        self._report(mapped, len(dataset), len(kept))
+        kept = kept.remove_columns(["dropped", "column", "suspect"])
+        return kept if self.held_out else self._draw(kept, len(dataset))
 
-    def _check_columns(self, dataset: Any) -> None:
-        columns = dataset.column_names
-        if flat := self.fields.flat:
-            for option, column in flat.items():
-                if column.split(".")[0] not in columns:
-                    raise ValueError(
-                        f"clo.fields.{option}: no column {column!r} in the dataset, which has {', '.join(columns)}"
-                    )
-            return
-        if self.fields.messages in columns:
-            nested = [self.fields.messages]
-        else:
-            nested = [self.fields.prompt, self.fields.response]
-        for column in nested:
-            if column not in columns:
-                raise ValueError(
-                    f"no column {column!r} in the dataset; its columns are {', '.join(columns)}. Accepted are `prompt` "
-                    "and `response` (or `messages`) holding one entry per language, or flat columns named in "
-                    "`clo.fields`"
-                )
-            feature = dataset.features[column]
-            known = list(feature) if isinstance(feature, dict) else list(getattr(feature, "languages", []) or [])
-            for option, language in zip(("source_lang", "target_lang"), self.languages, strict=True):
-                if known and language not in known:
-                    near = difflib.get_close_matches(language, known, n=1, cutoff=0.5)
-                    raise ValueError(
-                        f"clo.{option}: {language!r} is not in column {column!r}; languages there: {', '.join(known)}"
-                        + (f" (did you mean {near[0]!r}?)" if near else "")
-                    )
+    def _draw(self, kept: Any, num_rows: int) -> Any:
+        """The examples to train on, pairs left out by `target_source_ratio` emptied."""
+        rows, languages = np.array(kept["row"]), np.array(kept["language"])
+        drawn, directions = draw_examples(self.clo, rows, languages, num_rows, self.seed)
+        if len(drawn) == len(kept) and directions.all() and (drawn == np.arange(len(kept))).all():
+            return kept
+        counts = Counter(self.targets[language] for language in languages[drawn])
+        LOG.info(
+            "clo: drew %d of %d examples with seed %d (%s); %d source pairs, %d target pairs",
+            len(drawn),
+            len(kept),
+            self.seed,
+            ", ".join(f"{name} {count}" for name, count in counts.items()),
+            *directions.sum(0),
+        )
+        drawn_rows = kept.select(drawn)
+        if directions.all():
+            return drawn_rows
+        return drawn_rows.map(lambda row, i: _without(row, directions[i]), with_indices=True, desc="Leaving out pairs")
 
     def _tokenize_rows(self, rows: dict[str, list], indices: list[int]) -> dict[str, list]:
         names = list(rows)
         result: dict[str, list] = defaultdict(list)
         for i, index in enumerate(indices):
-            record = self._tokenize_row({name: rows[name][i] for name in names}, index + 1)
-            for name, value in record.items():
-                result[name].append(value)
+            row = {name: rows[name][i] for name in names}
+            for language in range(len(self.targets)):
+                for name, value in self._tokenize_row(row, index + 1, language).items():
+                    result[name].append(value)
         return dict(result)
 
-    def _tokenize_row(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+    def _tokenize_row(self, row: dict[str, Any], number: int, language: int) -> dict[str, Any]:
         record: dict[str, Any] = {name: [] for name in SEQUENCES}
         record |= {"input_ids": [], "attention_mask": [], "labels": [], "prompt_lengths": [], "length": 0}
-        record |= {"row": number, "dropped": "", "column": "", "suspect": ""}
+        record |= {"row": number, "language": language, "rejected_language": SOURCE_LANGUAGE}
+        record |= {"dropped": "", "column": "", "suspect": ""}
         try:
-            source, target = (self._side(row, number, role) for role in ("source", "target"))
-            if source.response.strip() == target.response.strip():
-                raise _Drop("same response in both languages", target.response_column)
-            record["suspect"] = self._other_language(source, target)
+            source, target = self.side(row, number, SOURCE_LANGUAGE), self.side(row, number, language)
+            record["rejected_language"] = self._rejected_language(row, number, language)
+            rejected = self.side(row, number, record["rejected_language"])
+            if target.response.strip() in (source.response.strip(), rejected.response.strip()):
+                raise Unusable("same response in both languages", target.response_column)
+            record["suspect"] = self._other_language(source, target, self.targets[language])
             if record["suspect"] and self.check_language == "drop":
-                raise _Drop("response in the other language", record["suspect"])
-            sequences = self._sequences(source, target, number)
-        except _Drop as drop:
+                raise Unusable("response in the other language", record["suspect"])
+            sequences = self._sequences(
+                [(source, source), (source, target), (target, target), (target, rejected)], number
+            )
+        except Unusable as drop:
             record["dropped"], record["column"] = drop.reason, drop.column
             return record
         for name, (tokens, prompt_length) in zip(SEQUENCES, sequences, strict=True):
             record[name] = tokens
             record["prompt_lengths"].append(prompt_length)
             record["length"] += len(tokens)
-        tokens, prompt_length = sequences[SEQUENCES.index("target_chosen")]
-        record["input_ids"], record["attention_mask"] = tokens, [1] * len(tokens)
-        record["labels"] = [-100] * prompt_length + tokens[prompt_length:]
-        return record
+        return record | _label_columns(record)
 
-    def _side(self, row: dict[str, Any], number: int, role: str) -> Side:
-        """One language of a row. Raises `_Drop` for missing or empty text, ValueError for anything but text."""
-        language = self.languages[0 if role == "source" else 1]
-        if flat := self.fields.flat:
-            prompt_column, response_column = flat[f"{role}_prompt"], flat[f"{role}_response"]
-            prompt, response = _reach(row, prompt_column), _reach(row, response_column)
-        elif row.get(self.fields.messages) is not None:
-            column = f"{self.fields.messages}.{language}"
-            return self._conversation(_reach(row, column), number, column)
-        else:
-            prompt_column, response_column = (f"{c}.{language}" for c in (self.fields.prompt, self.fields.response))
-            prompt, response = _reach(row, prompt_column), _reach(row, response_column)
-        prompt = _text(prompt, number, prompt_column)
-        return Side(
-            prompt=[{"role": "user", "content": prompt}],
-            response=_text(response, number, response_column),
-            prompt_column=prompt_column,
-            response_column=response_column,
-        )
+    def side(self, row: dict[str, Any], number: int, language: int) -> Side:
+        """One language of a row: a target by its number from 0, or the source (−1); see `RowReader.side`."""
+        return self.reader.side(row, number, (*self.targets, self.clo.source_lang)[language])
 
-    def _conversation(self, turns: Any, number: int, column: str) -> Side:
-        if not turns:
-            raise _Drop("missing", column)
-        if not isinstance(turns, list) or not all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in turns):
-            raise ValueError(f"row {number}, column {column}: accepted is a list of turns with `role` and `content`")
-        messages = [{"role": str(t["role"]), "content": _text(t["content"], number, column)} for t in turns]
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise ValueError(
-                f"row {number}, column {column}: the last of at least two turns must be the assistant's, got "
-                f"{[m['role'] for m in messages]}"
-            )
-        return Side(messages[:-1], messages[-1]["content"], prompt_column=column, response_column=column)
+    def _rejected_language(self, row: dict[str, Any], number: int, language: int) -> int:
+        """Whose response a target prompt rejects; with `rejected: any` one of those that the row holds."""
+        candidates = [SOURCE_LANGUAGE]
+        for other in range(len(self.targets) if self.clo.rejected == "any" else 0):
+            try:
+                if other != language and self.side(row, number, other):
+                    candidates.append(other)
+            except Unusable:
+                continue
+        return random.Random(f"{self.seed} {number} {language}").choice(candidates)
 
-    def _other_language(self, source: Side, target: Side) -> str:
+    def _other_language(self, source: Side, target: Side, target_lang: str) -> str:
         """The column whose response is identified as the other side's language, or ''."""
         if self.check_language == "off":
             return ""
-        identifier = LanguageIdentifier(self.languages)
-        for side, other in ((source, self.languages[1]), (target, self.languages[0])):
+        source_lang = self.clo.source_lang
+        identifier = LanguageIdentifier((source_lang, target_lang))
+        for side, other in ((source, target_lang), (target, source_lang)):
             if len(side.response) >= MIN_CHARACTERS_TO_IDENTIFY and identifier.identify(side.response) == other:
                 return side.response_column
         return ""
 
-    def _sequences(self, source: Side, target: Side, number: int) -> list[tuple[list[int], int]]:
-        """Token ids and prompt length of the four sequences, within `sequence_len`."""
-        pairs = [(source, source), (source, target), (target, target), (target, source)]
+    def _sequences(self, pairs: list[tuple[Side, Side]], number: int) -> list[tuple[list[int], int]]:
+        """Token ids and prompt length of the four (asked, answered), within `sequence_len`."""
         encoded = [self._encode(asked.prompt, answered.response, number) for asked, answered in pairs]
         longest = max(len(tokens) for tokens, _ in encoded)
         if longest <= self.sequence_len:
@@ -293,35 +272,25 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
                 f"{self.sequence_len}; raise sequence_len, or set excess_length_strategy: drop or truncate"
             )
         if self.excess_length_strategy == "drop":
-            raise _Drop("longer than sequence_len", column)
+            raise Unusable("longer than sequence_len", column)
         return self._truncate(encoded, column)
 
     def _truncate(self, encoded: list[tuple[list[int], int]], column: str) -> list[tuple[list[int], int]]:
-        """Cut each response to the same number of tokens in both its roles."""
+        """Cut each response to the same number of tokens in all its roles."""
         room = [self.sequence_len - prompt_length for _, prompt_length in encoded]
         source_room, target_room = min(room[0], room[3]), min(room[1], room[2])
         if min(source_room, target_room) < 1:
-            raise _Drop("prompt fills sequence_len", column)
+            raise Unusable("prompt fills sequence_len", column)
         rooms = [source_room, target_room, target_room, source_room]
         return [(tokens[: n + r], n) for (tokens, n), r in zip(encoded, rooms, strict=True)]
 
     def _encode(self, prompt: Messages, response: str, number: int) -> tuple[list[int], int]:
-        """Tokens of the rendered conversation, and how many of them are prompt.
-
-        The rendering ends with the end-of-turn token: white space the template puts behind it belongs to the
-        next turn, and a template that has no such token gets the tokenizer's end-of-sequence token.
-        """
-        asked = self._render(prompt, number, add_generation_prompt=True)
-        whole = self._render([*prompt, {"role": "assistant", "content": response}], number).rstrip()
-        if not whole.startswith(asked):
-            raise ValueError(
-                f"row {number}: the chat template renders the conversation so that it does not begin with the rendered "
-                "prompt; choose another with `chat_template` or `chat_template_jinja`"
-            )
-        tokens = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        """Tokens of the rendered conversation, and how many of them are prompt."""
+        asked, whole = self.render(prompt, response, number)
+        tokens = self._tokens(whole)
         if tokens[-1] not in self.turn_ends:
             tokens = [*tokens, self.tokenizer.eos_token_id]
-        prompt_tokens = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
+        prompt_tokens = self._tokens(asked)
         # Where a token spans the border, it belongs to the response.
         border = next(
             (i for i, (a, b) in enumerate(zip(prompt_tokens, tokens, strict=False)) if a != b),
@@ -330,6 +299,32 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         if border == 0:
             raise ValueError(f"row {number}: the chat template renders an empty prompt; choose another `chat_template`")
         return tokens, border
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def render(self, prompt: Messages, response: str, number: int) -> tuple[str, str]:
+        """The conversation up to the response, and with it.
+
+        The second ends with the end-of-turn token: white space the template puts behind it belongs to the next
+        turn. For a template that has no such token, `_encode` and the preference pairs add the tokenizer's
+        end-of-sequence token.
+
+        Raises:
+            ValueError: the template fails, or what it renders does not begin with the rendered prompt.
+        """
+        asked = self._render(prompt, number, add_generation_prompt=True)
+        whole = self._render([*prompt, {"role": "assistant", "content": response}], number).rstrip()
+        if not whole.startswith(asked):
+            raise ValueError(
+                f"row {number}: the chat template renders the conversation so that it does not begin with the rendered "
+                "prompt; choose another with `chat_template` or `chat_template_jinja`"
+            )
+        return asked, whole
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether a rendered conversation ends with a token that ends a turn."""
+        return self._tokens(text)[-1] in self.turn_ends
 
     def _render(self, messages: Messages, number: int, add_generation_prompt: bool = False) -> str:
         try:
@@ -346,8 +341,12 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
                 f"{[m['role'] for m in messages]}. Choose another with `chat_template` or `chat_template_jinja`"
             ) from error
 
-    def _report(self, mapped: Any) -> str:
-        """How many rows were kept, and which were left out by reason."""
+    def _report(self, mapped: Any, num_rows: int, num_kept: int) -> None:
+        """Say how many examples were kept, and which were left out by reason.
+
+        Raises:
+            ValueError: none was kept.
+        """
         dropped: dict[str, list[int]] = defaultdict(list)
         suspects = []
         for number, reason, column, suspect in zip(
@@ -357,36 +356,42 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
                 dropped[f"{reason} ({column})"].append(number)
             elif suspect:
                 suspects.append(number)
-        kept = len(mapped) - sum(map(len, dropped.values()))
-        parts = [f"kept {kept} of {len(mapped)} rows"]
+        if len(self.targets) == 1:
+            parts = [f"kept {num_kept} of {num_rows} rows"]
+        else:
+            parts = [
+                f"kept {num_kept} of {len(mapped)} examples ({num_rows} rows, {len(self.targets)} target languages)"
+            ]
         parts += [f"dropped {len(rows)}: {reason}, {_some(rows)}" for reason, rows in sorted(dropped.items())]
+        report = "; ".join(parts)
+        if num_kept == 0:
+            raise ValueError(f"no row is left to train on: {report}")
+        LOG.info("clo: %s", report)
         if suspects:
             LOG.warning(
                 "clo: %d responses look like the other language (%s); `clo.check_language: drop` leaves those rows out",
                 len(suspects),
                 _some(suspects),
             )
-        return "; ".join(parts)
+
+
+def _label_columns(record: dict[str, Any]) -> dict[str, Any]:
+    """`input_ids`, `attention_mask` and `labels` of the target sequence, or of the source's where that is left out."""
+    kept = SEQUENCES.index("target_chosen" if record["target_chosen"] else "source_chosen")
+    tokens, prompt_length = record[SEQUENCES[kept]], record["prompt_lengths"][kept]
+    labels = [-100] * prompt_length + tokens[prompt_length:]
+    return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
+
+
+def _without(row: dict[str, Any], directions: np.ndarray) -> dict[str, Any]:
+    """A tokenized row with the sequences of a direction emptied where it is not kept."""
+    for i, name in enumerate(SEQUENCES):
+        if not directions[i // 2]:
+            row["length"] -= len(row[name])
+            row[name], row["prompt_lengths"][i] = [], 0
+    return row | _label_columns(row)
 
 
 def _some(rows: list[int]) -> str:
     shown = ", ".join(map(str, rows[:5]))
     return f"row{'s' if len(rows) > 1 else ''} {shown}" + (", …" if len(rows) > 5 else "")
-
-
-def _reach(row: dict[str, Any], column: str) -> Any:
-    """The value at a dotted column name, or None."""
-    value: Any = row
-    for key in column.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _text(value: Any, number: int, column: str) -> str:
-    if value is None:
-        raise _Drop("missing", column)
-    if not isinstance(value, str):
-        raise ValueError(f"row {number}, column {column}: accepted is text, got {type(value).__name__} {value!r:.40}")
-    if not value.strip():
-        raise _Drop("empty", column)
-    return value

@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from axolotl_clo.schema import dataset_entries
+
 STARTER = "axolotl_clo/starter"
 
 
@@ -40,12 +42,7 @@ def check_local_files(cfg: Any) -> None:
 
 
 def _entries(cfg: Any) -> list[tuple[str, Any]]:
-    return [
-        (f"{name}[{i}].path", dataset)
-        for name in ("datasets", "test_datasets")
-        for i, dataset in enumerate(cfg.get(name) or [])
-        if isinstance(dataset, dict)
-    ]
+    return [(f"{option}.path", entry) for option, entry in dataset_entries(cfg) if isinstance(entry, dict)]
 
 
 def _looks_local(name: str) -> bool:

@@ -59,13 +59,18 @@ def _padded_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     input_ids = pad_sequence(rows, batch_first=True)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    row = batch["response_sequence"]
+    row = _sequence_of_logits(batch)
     column = positions[batch["logit_positions"]]
     if _accepts(model, "logits_to_keep"):
         first = int(column.min())
         inputs["logits_to_keep"] = torch.arange(first, int(column.max()) + 1, device=column.device)
         return model(**inputs, use_cache=False).logits[row, column - first]
     return model(**inputs, use_cache=False).logits[row, column]
+
+
+def _sequence_of_logits(batch: Batch) -> torch.Tensor:
+    """`[N]`, the place among the sequences present, which `response_sequence` counts together with the empty ones."""
+    return ((batch["position_ids"][0] == 0).cumsum(0) - 1)[batch["logit_positions"]]
 
 
 def _accepts(model: Any, argument: str) -> bool:
@@ -102,9 +107,10 @@ def _split(batch: Batch) -> list[Batch]:
     """One batch for each sequence of `batch`."""
     positions = batch["position_ids"][0]
     bounds = [*(positions == 0).nonzero().squeeze(-1).tolist(), positions.numel()]
+    sequence = _sequence_of_logits(batch)
     parts = []
     for i, (a, b) in enumerate(pairwise(bounds)):
-        mine = batch["response_sequence"] == i
+        mine = sequence == i
         parts.append(
             {
                 "input_ids": batch["input_ids"][:, a:b],

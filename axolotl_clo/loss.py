@@ -7,8 +7,21 @@ language answering in itself; the NLL term, on the target language alone, teache
 
     L_CLO = λ · L_SFT + (1 − λ) · L_CL
     L_SFT = − mean over target tokens of log π(y_l | x_l)
-    L_CL  = − mean over both directions of log σ( β · [ r(chosen) − r(rejected) ] )
+    L_CL  = mean over the pairs of both directions of f(m), in the paper −log σ(m), m = β·[r(chosen) − r(rejected)]
     r(y)  = log π(y | x) − log π_ref(y | x)
+
+An example may lack a direction; that pair is then no part of any mean. Other losses take another f or margin m.
+With Δ = chosen − rejected, |y| the tokens of y, p̄ the geometric mean of its token probabilities, ε label smoothing:
+
+    sigmoid  m = β·Δr                   −(1−ε)·log σ(m) − ε·log σ(−m)               DPO, arXiv 2305.18290; with ε cDPO
+    robust   m = β·Δr                   [−(1−ε)·log σ(m) + ε·log σ(−m)] / (1−2ε)    rDPO, arXiv 2403.00409
+    hinge    m = β·Δr                   max(0, 1 − m)                               SLiC, arXiv 2305.10425
+    ipo      m = Δ(r / |y|)             (m − 1/(2β))²                               IPO, arXiv 2310.12036
+    orpo     m = Δ log(p̄ / (1−p̄))       −log σ(m)                                   ORPO, arXiv 2403.07691
+    simpo    m = β·Δ(log p̄) − γ         as sigmoid                                  SimPO, arXiv 2405.14734
+
+They are TRL's definitions: hinge acts on log-ratios where SLiC has log-probabilities, IPO on averages over tokens
+where its paper has sums. ORPO's own weight of L_CL is left out, because λ balances it against the NLL.
 """
 
 from __future__ import annotations
@@ -22,17 +35,22 @@ import torch.nn.functional as F
 SOURCE, TARGET = 0, 1
 CHOSEN, REJECTED = 0, 1
 
+PREFERENCE_LOSSES = ("sigmoid", "ipo", "hinge", "robust", "orpo", "simpo")
+REFERENCE_FREE = ("orpo", "simpo")
+SMOOTHED = ("sigmoid", "robust", "simpo")
+AVERAGED_OVER_TOKENS = ("ipo", "orpo", "simpo")
+
 
 class LogProbs(NamedTuple):
     """Log-probabilities of the four responses of each example.
 
     policy: `[batch, direction, role]`, sum over response tokens of log π(token | prompt, tokens before), in nats.
-    reference: same shape, under the model before training.
-    lengths: same shape, response tokens counted in the sums.
+    reference: same shape, under the model before training; None will do for the losses in `REFERENCE_FREE`.
+    lengths: same shape, response tokens counted in the sums; 0 in a direction that the example lacks.
     """
 
     policy: torch.Tensor
-    reference: torch.Tensor
+    reference: torch.Tensor | None
     lengths: torch.Tensor
 
 
@@ -41,34 +59,108 @@ class CLOTerms(NamedTuple):
 
     nll: `[batch]`, summed negative log-likelihood in nats of the responses the NLL covers.
     nll_tokens: `[batch]`, the tokens in that sum.
-    preference: `[batch, direction]`, −log σ(β·margin) in nats.
-    margin: `[batch, direction]`, β·[r(chosen) − r(rejected)], no unit.
+    preference: `[batch, direction]`, f(m): in nats; hinge without unit, ipo in (nats per token)².
+    margin: `[batch, direction]`, m: without unit; orpo in nats (a log odds ratio), ipo in nats per token.
+    pairs: `[batch, direction]`, 1 where both responses have tokens, else 0, as preference and margin are there.
     """
 
     nll: torch.Tensor
     nll_tokens: torch.Tensor
     preference: torch.Tensor
     margin: torch.Tensor
+    pairs: torch.Tensor
 
 
-def clo_terms(log_probs: LogProbs, *, beta: float, nll_both: bool = False) -> CLOTerms:
+def clo_terms(
+    log_probs: LogProbs,
+    *,
+    beta: float | None,
+    nll_both: bool = False,
+    preference_loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    simpo_gamma: float = 0.5,
+) -> CLOTerms:
     """The terms of the loss for each example, in float32 or wider.
 
     Args:
         log_probs: see `LogProbs`.
-        beta: β > 0, per nat; 0.01 to 0.5 is usual for DPO.
+        beta: β > 0, per nat (ipo and simpo: tokens per nat); usual are 0.01 to 0.5 for DPO and 2 to 2.5 for
+            SimPO. ipo calls it τ in its paper; orpo has none and ignores it.
         nll_both: cover the source responses too (the paper's ablation), not the target responses alone.
+        preference_loss: one of `PREFERENCE_LOSSES`.
+        label_smoothing: ε in [0, 0.5), the share of pairs taken to be the wrong way round; 0 outside `SMOOTHED`.
+        simpo_gamma: γ, the margin simpo aims at, in the unit of m as in its paper and TRL, not relative to β.
+
+    Raises:
+        ValueError: an unknown loss, no β or no reference where the loss needs it, label smoothing where it has none.
     """
+    _check_options(preference_loss, label_smoothing)
+    if preference_loss == "orpo":
+        beta = 1.0  # takes no part
+    elif beta is None or beta <= 0:
+        raise ValueError(f"preference_loss {preference_loss!r} needs a beta above 0, got {beta!r}")
     policy = log_probs.policy if log_probs.policy.dtype == torch.float64 else log_probs.policy.float()
-    rewards = policy - log_probs.reference.to(policy)
-    margin = beta * (rewards[..., CHOSEN] - rewards[..., REJECTED])
+    has_tokens = log_probs.lengths > 0
+    policy = policy.where(has_tokens, 0)  # cuts the gradient where there is no response
+    pairs = has_tokens.all(-1)
+    if preference_loss in REFERENCE_FREE:
+        scores = policy
+    elif log_probs.reference is None:
+        raise ValueError(f"preference_loss {preference_loss!r} needs reference log-probabilities, got None")
+    else:
+        scores = policy - log_probs.reference.to(policy)
+    margin = _margin(scores, log_probs.lengths, preference_loss, beta, simpo_gamma)
     covered = slice(SOURCE, None) if nll_both else slice(TARGET, None)
     return CLOTerms(
         nll=-policy[:, covered, CHOSEN].sum(-1),
         nll_tokens=log_probs.lengths[:, covered, CHOSEN].sum(-1),
-        preference=-F.logsigmoid(margin),
-        margin=margin,
+        preference=_preference(margin, preference_loss, beta, label_smoothing).where(pairs, 0),
+        margin=margin.where(pairs, 0),
+        pairs=pairs.to(margin),
     )
+
+
+def _check_options(preference_loss: str, label_smoothing: float) -> None:
+    if preference_loss not in PREFERENCE_LOSSES:
+        raise ValueError(f"unknown preference_loss {preference_loss!r}; accepted: {', '.join(PREFERENCE_LOSSES)}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing!r}")
+    if label_smoothing and preference_loss not in SMOOTHED:
+        raise ValueError(
+            f"preference_loss {preference_loss!r} has no label_smoothing: leave it at 0, got {label_smoothing!r}; "
+            f"accepted with: {', '.join(SMOOTHED)}"
+        )
+
+
+def _margin(
+    scores: torch.Tensor, lengths: torch.Tensor, preference_loss: str, beta: float, simpo_gamma: float
+) -> torch.Tensor:
+    """m, `[batch, direction]`, from the summed log-ratios or log-probabilities `[batch, direction, role]`."""
+    if preference_loss in AVERAGED_OVER_TOKENS:
+        scores = scores / lengths.clamp_min(1)
+    if preference_loss == "orpo":
+        # Rounding takes an average to 0 and past it, where the odds are not finite.
+        scores = scores.clamp_max(-torch.finfo(scores.dtype).eps)
+        scores = scores - torch.log(-torch.expm1(scores))
+    difference = scores[..., CHOSEN] - scores[..., REJECTED]
+    if preference_loss in ("ipo", "orpo"):
+        return difference
+    return beta * difference - (simpo_gamma if preference_loss == "simpo" else 0.0)
+
+
+def _preference(margin: torch.Tensor, preference_loss: str, beta: float, label_smoothing: float) -> torch.Tensor:
+    """f(m), in the shape of m."""
+    if preference_loss == "hinge":
+        return torch.relu(1 - margin)
+    if preference_loss == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    as_labelled = -F.logsigmoid(margin)
+    if not label_smoothing:
+        return as_labelled
+    flipped = -F.logsigmoid(-margin)
+    if preference_loss == "robust":
+        return ((1 - label_smoothing) * as_labelled - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    return (1 - label_smoothing) * as_labelled + label_smoothing * flipped
 
 
 def clo_loss(
@@ -78,7 +170,7 @@ def clo_loss(
     num_nll_tokens: torch.Tensor | int | None = None,
     num_pairs: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """L_CLO, a scalar in nats.
+    """L_CLO, a scalar; in nats where the preference is.
 
     Args:
         terms: of the examples at hand, which may be one part of a global batch.
@@ -90,7 +182,7 @@ def clo_loss(
     if num_nll_tokens is None:
         num_nll_tokens = terms.nll_tokens.sum()
     if num_pairs is None:
-        num_pairs = terms.preference.numel()
+        num_pairs = terms.pairs.sum()
     nll = terms.nll.sum() / torch.as_tensor(num_nll_tokens).clamp_min(1)
     preference = terms.preference.sum() / torch.as_tensor(num_pairs).clamp_min(1)
     return nll_weight * nll + (1 - nll_weight) * preference

@@ -31,10 +31,11 @@ def add_clo_section(card: Path, clo: CLOConfig, cfg: Any) -> None:
     rows = [
         ("Method", "CLO: preference for the prompt's language in both directions, plus NLL"),
         ("Base model", f"`{cfg.base_model}`"),
-        ("Languages", f"{clo.source_lang} (kept), {clo.target_lang} (added)"),
+        ("Languages", f"{clo.source_lang} (kept), {', '.join(clo.target_langs)} (added)"),
         ("Data", f"parallel rows of {data}"),
         ("Trained", clo.train_modules + (f", layers {clo.layers}" if clo.layers else "")),
-        ("λ (NLL weight), β", f"{clo.nll_weight}, {clo.beta}; NLL on {clo.nll_languages}"),
+        ("λ (NLL weight), β", f"{clo.nll_weight}, {clo.beta or 'none'}; NLL on {clo.nll_languages}"),
+        ("Preference loss", clo.preference_loss),
     ]
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     section = f"{_HEADING}\n\n{table}\n\nTrained with the `axolotl-clo` plugin.\n\n```bibtex\n{CITATION}\n```\n"

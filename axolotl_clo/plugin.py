@@ -2,7 +2,8 @@
 
 Axolotl keeps one plugin manager for all runs of a process and, from 0.20 on, finds this plugin in every run on
 a machine where it is installed. So each hook decides from the config it is given, keeps nothing on `self`, and
-does nothing unless the config is a CLO run (`rl: clo`).
+does nothing unless the config is a CLO run (`rl: clo`) or a run of another method on the same parallel rows (a
+dataset with one of our types), which gets the same scope.
 
 `rl` is a closed enum in Axolotl; `register` sees the raw YAML, takes `rl: clo` out and remembers it as
 `clo.active`. With `rl` empty Axolotl builds its causal trainer, where a plugin may supply trainer and collator.
@@ -17,7 +18,7 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.datasets import check_local_files, resolve_starter
-from axolotl_clo.schema import CLOConfig, select_layers
+from axolotl_clo.schema import HELD_OUT, CLOConfig, select_layers, uses_parallel_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,10 +48,16 @@ class CLOPlugin(BasePlugin):
         if cfg.get("rl") == "clo":
             cfg.pop("rl")
             cfg["clo"] = {**(section or {}), "active": True}
-        if not (cfg.get("clo") or {}).get("active"):
+        active = (cfg.get("clo") or {}).get("active")
+        if not active and not uses_parallel_rows(cfg):
             return
-        if cfg.get("remove_unused_columns") is None:
+        if active and cfg.get("remove_unused_columns") is None:
             cfg["remove_unused_columns"] = False
+        if cfg.get("rl"):
+            # The preference loaders map one function over the rows; ours must see them all at once.
+            cfg["dataset_num_proc"] = 0
+            for entry in cfg.get("test_datasets") or []:
+                entry["type"] = HELD_OUT.get(entry.get("type"), entry.get("type"))
         resolve_starter(cfg)
         if not cfg.get("use_ray") and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             check_local_files(cfg)
@@ -61,7 +68,7 @@ class CLOPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """Check `clo.layers` against the model's config, before any weights are read."""
-        clo = _active(cfg)
+        clo = _section(cfg)
         if clo is not None and clo.layers is not None:
             from axolotl.loaders.utils import load_model_config
 
@@ -69,7 +76,7 @@ class CLOPlugin(BasePlugin):
 
     def pre_lora_load(self, cfg: Any, model: PreTrainedModel) -> None:
         """Point LoRA at the chosen projections, by full path, where the user named no targets."""
-        clo = _active(cfg)
+        clo = _section(cfg)
         if clo is not None and cfg.adapter and not cfg.lora_target_modules and not cfg.lora_target_parameters:
             from axolotl_clo.attention import linear_paths
 
@@ -77,7 +84,7 @@ class CLOPlugin(BasePlugin):
 
     def post_model_load(self, cfg: Any, model: PreTrainedModel) -> None:
         """Freeze what is outside `clo.train_modules` and print what trains."""
-        clo = _active(cfg)
+        clo = _section(cfg)
         if clo is None or not self._is_first_of_its_kind():
             return
         from axolotl_clo.attention import describe_trainable, restrict_training
@@ -98,7 +105,7 @@ class CLOPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Save the template the rows were rendered with, so that the trained model is asked the same way."""
-        if _active(cfg) is not None and not trainer.processing_class.chat_template:
+        if _section(cfg) is not None and not trainer.processing_class.chat_template:
             from axolotl_clo.cross_lingual import resolve_chat_template
 
             tokenizer = trainer.processing_class
@@ -116,7 +123,13 @@ class CLOPlugin(BasePlugin):
         return next((p for p in plugins if isinstance(p, CLOPlugin)), self) is self
 
 
+def _section(cfg: Any) -> CLOConfig | None:
+    """The `clo:` section if `cfg` is a run on parallel rows, CLO's or another method's, else None."""
+    clo = CLOConfig.from_cfg(cfg)
+    return clo if clo is not None and (clo.active or uses_parallel_rows(cfg)) else None
+
+
 def _active(cfg: Any) -> CLOConfig | None:
     """The `clo:` section if `cfg` is a CLO run, else None."""
-    clo = CLOConfig.from_cfg(cfg)
+    clo = _section(cfg)
     return clo if clo is not None and clo.active else None

@@ -50,7 +50,8 @@ class ScoringTrainer(AxolotlTrainer):
     def log_probs(self, model: Any, inputs: Batch) -> LogProbs:
         """Log-probabilities of a batch under policy and reference; gradients reach the policy's alone."""
         policy = sequence_log_probs(model, inputs, packed=self._packs(model, inputs))
-        if (reference := inputs.get("reference_log_probs")) is None:
+        reference = inputs.get("reference_log_probs")
+        if reference is None and self.clo.needs_reference:
             reference = self._without_adapter(model, inputs)
         return LogProbs(policy=policy, reference=reference, lengths=inputs["response_lengths"])
 
@@ -89,11 +90,15 @@ class ScoringTrainer(AxolotlTrainer):
         return model, dataloader
 
     @property
+    def _precomputes(self) -> bool:
+        return self.clo.needs_reference and self.clo.reference == "precompute"
+
+    @property
     def _is_sharded(self) -> bool:
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _prepare_training_reference(self, model: Any, trained: bool = False) -> None:
-        if self.clo.reference == "adapter":
+        if not self._precomputes:
             return
         cfg = self.axolotl_cfg
         key = self._read_own_record(trained) or self._model_key(self.model, keep_adapter=bool(cfg.lora_model_dir))
@@ -115,7 +120,7 @@ class ScoringTrainer(AxolotlTrainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; outside training the reference of a trained model is the model it was trained from."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.clo.reference == "precompute" and "reference_log_probs" not in dataset.column_names:
+        if self._precomputes and "reference_log_probs" not in dataset.column_names:
             dataset = self._with_evaluation_reference(dataset)
         elif "example_index" not in dataset.column_names:
             dataset = dataset.add_column("example_index", list(range(len(dataset))))
@@ -239,9 +244,10 @@ class ScoringTrainer(AxolotlTrainer):
 
 
 def _first_example(batch: Batch) -> Batch:
-    """The four sequences of the first example of a packed batch."""
+    """The sequences of the first example of a packed batch."""
     starts = (batch["position_ids"][0] == 0).nonzero().squeeze(-1).tolist()
-    end = starts[4] if len(starts) > 4 else batch["input_ids"].shape[1]
+    present = int((batch["response_lengths"][0] > 0).sum())
+    end = starts[present] if len(starts) > present else batch["input_ids"].shape[1]
     mine = batch["response_sequence"] < 4
     return {
         "input_ids": batch["input_ids"][:, :end],

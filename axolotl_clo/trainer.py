@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ METRICS = (
     "clo/margin_target",
 )
 
+PREFERENCES = ("clo/preference_source", "clo/preference_target")
+
 # An L_CL that stays this close to ln 2 a pair, over this many logs after this many steps, has not moved.
 STUCK_DISTANCE, STUCK_LOGS, STUCK_STEPS = 1e-3, 3, 20
 
@@ -36,8 +39,9 @@ class CLOTrainer(ScoringTrainer):
     """Trains with the CLO loss.
 
     Logs, for training and with `eval_` for evaluation: `loss`, and the entries of `METRICS` (nll in nats per
-    token, preference in nats per pair, accuracy as a share of pairs, margin as β times the difference of
-    log-ratios), each as a sum over a count, over accumulation steps and ranks.
+    token, preference per pair, accuracy as a share of pairs, margin as in `axolotl_clo.loss`), each as a sum over a
+    count, over accumulation steps and ranks; with several target languages also each with `_LANG`, over the
+    examples of that language.
     """
 
     tag_names = ["axolotl", "clo"]  # noqa: RUF012 (as in the base class)
@@ -46,7 +50,8 @@ class CLOTrainer(ScoringTrainer):
         super().__init__(*args, **kwargs)
         # We count tokens and pairs of the global batch ourselves, so the loss must not be divided once more.
         self.model_accepts_loss_kwargs = True
-        self._sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)
+        self._metrics = metric_names(self.clo.target_langs)
+        self._sums = torch.zeros(len(self._metrics), 2, dtype=torch.float64)
         self._evaluated: list[torch.Tensor] = []
         self._stuck_logs = 0
 
@@ -63,15 +68,34 @@ class CLOTrainer(ScoringTrainer):
         terms = self._terms(model, inputs)
         tokens, pairs = num_items_in_batch if num_items_in_batch is not None else _counts(terms)
         loss = clo_loss(terms, nll_weight=self.clo.nll_weight, num_nll_tokens=tokens, num_pairs=pairs)
-        self._sums += _metric_sums(terms)
+        self._sums += self._metric_sums(terms, inputs["language"])
         self._count_tokens(inputs)
         # Data-parallel engines average gradients over ranks; the shares of the ranks add up.
         loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
 
     def _terms(self, model: Any, inputs: Batch) -> CLOTerms:
-        log_probs = self.log_probs(model, inputs)
-        return clo_terms(log_probs, beta=self.clo.beta, nll_both=self.clo.nll_languages == "both")
+        clo = self.clo
+        return clo_terms(
+            self.log_probs(model, inputs),
+            beta=clo.beta,
+            nll_both=clo.nll_languages == "both",
+            preference_loss=clo.preference_loss,
+            label_smoothing=clo.label_smoothing,
+            simpo_gamma=clo.simpo_gamma,
+        )
+
+    def _metric_sums(self, terms: CLOTerms, languages: torch.Tensor) -> torch.Tensor:
+        """`[metrics, 2]`: sum and count of each metric, over all examples and, of several languages, over each's."""
+        parts = [_metric_sums(terms)]
+        for language in range(len(self.clo.target_langs) if len(self._metrics) > len(METRICS) else 0):
+            parts.append(_metric_sums(CLOTerms(*(term[languages == language] for term in terms))))
+        return torch.cat(parts)
+
+    def _means(self, sums: torch.Tensor) -> dict[str, float]:
+        """The metrics that have something to count."""
+        pairs = zip(self._metrics, sums.tolist(), strict=True)
+        return {name: total / count for name, (total, count) in pairs if count}
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         """`[2]`: tokens under the NLL and preference pairs, over accumulation steps and ranks."""
@@ -80,7 +104,7 @@ class CLOTrainer(ScoringTrainer):
         first = SOURCE if self.clo.nll_languages == "both" else TARGET
         lengths = [batch["response_lengths"] for batch in batch_samples]
         tokens = sum(int(x[:, first:, 0].sum()) for x in lengths)
-        pairs = sum(2 * len(x) for x in lengths)
+        pairs = sum(int((x > 0).all(-1).sum()) for x in lengths)
         counts = torch.tensor([[tokens, pairs]], dtype=torch.float32, device=device)
         return self.accelerator.gather(counts).sum(0)
 
@@ -102,7 +126,8 @@ class CLOTrainer(ScoringTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             terms = self._terms(model, inputs)
-        columns = [inputs["example_index"], terms.nll, terms.nll_tokens, *terms.preference.T, *terms.margin.T]
+        columns = [inputs["example_index"], inputs["language"], terms.nll, terms.nll_tokens]
+        columns += [*terms.preference.T, *terms.margin.T, *terms.pairs.T]
         self._evaluated.append(torch.stack([c.double().cpu() for c in columns], dim=1))
         return clo_loss(terms, nll_weight=self.clo.nll_weight), None, None
 
@@ -112,10 +137,10 @@ class CLOTrainer(ScoringTrainer):
         # Ranks pad their last batch with examples seen before: one entry for each example counts.
         parts = gather_object([row for batch in self._evaluated for row in batch])
         rows = torch.stack(list({int(row[0]): row for row in parts}.values()))
-        terms = CLOTerms(nll=rows[:, 1], nll_tokens=rows[:, 2], preference=rows[:, 3:5], margin=rows[:, 5:7])
+        terms = CLOTerms(rows[:, 2], rows[:, 3], preference=rows[:, 4:6], margin=rows[:, 6:8], pairs=rows[:, 8:10])
         loss = clo_loss(terms, nll_weight=self.clo.nll_weight)
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
-        for name, value in _means(_metric_sums(terms)).items():
+        for name, value in self._means(self._metric_sums(terms, rows[:, 1])).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
@@ -127,14 +152,16 @@ class CLOTrainer(ScoringTrainer):
             if dist.is_initialized():
                 sums = sums.to(self.args.device)
                 dist.all_reduce(sums)
-            means = _means(sums.cpu())
+            means = self._means(sums.cpu())
             self._sums = torch.zeros_like(self._sums)
             logs.update({name: round(value, 5) for name, value in means.items()})
             self._warn_if_stuck(means)
         super().log(logs, start_time)
 
     def _warn_if_stuck(self, means: dict[str, float]) -> None:
-        preference = (means["clo/preference_source"] + means["clo/preference_target"]) / 2
+        if self.clo.preference_loss not in ("sigmoid", "robust"):
+            return
+        preference = mean(means[name] for name in PREFERENCES if name in means)
         stuck = self.state.global_step >= STUCK_STEPS and abs(preference - math.log(2)) < STUCK_DISTANCE
         self._stuck_logs = self._stuck_logs + 1 if stuck else 0
         if self._stuck_logs == STUCK_LOGS:
@@ -144,24 +171,25 @@ class CLOTrainer(ScoringTrainer):
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        languages = [self.clo.source_lang, self.clo.target_lang]
+        languages = [self.clo.source_lang, *self.clo.target_langs]
         super().create_model_card(*args, **{"language": languages, "tags": self.tag_names, **kwargs})
         if self.is_world_process_zero():
             add_clo_section(Path(self.args.output_dir) / "README.md", self.clo, self.axolotl_cfg)
 
 
-def _counts(terms: CLOTerms) -> tuple[torch.Tensor, int]:
-    return terms.nll_tokens.sum(), terms.preference.numel()
+def metric_names(target_langs: list[str]) -> list[str]:
+    """`METRICS`, and with several target languages each of them by language too."""
+    by_language = [f"{name}_{lang}" for lang in target_langs for name in METRICS] if len(target_langs) > 1 else []
+    return [*METRICS, *by_language]
+
+
+def _counts(terms: CLOTerms) -> tuple[torch.Tensor, torch.Tensor]:
+    return terms.nll_tokens.sum(), terms.pairs.sum()
 
 
 def _metric_sums(terms: CLOTerms) -> torch.Tensor:
     """`[len(METRICS), 2]`: sum and count of each metric."""
-    examples = len(terms.preference)
-    accuracy = (terms.margin > 0).double()
+    accuracy = (terms.margin > 0) * terms.pairs
     sums = [terms.nll.sum(), *terms.preference.sum(0), *accuracy.sum(0), *terms.margin.sum(0)]
-    counts = [terms.nll_tokens.sum(), *[torch.tensor(examples)] * 6]
+    counts = [terms.nll_tokens.sum(), *terms.pairs.sum(0).repeat(3)]
     return torch.stack([torch.stack([x.detach().double().cpu() for x in column]) for column in (sums, counts)], dim=1)
-
-
-def _means(sums: torch.Tensor) -> dict[str, float]:
-    return dict(zip(METRICS, (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist(), strict=True))

@@ -120,7 +120,7 @@ def write_config(tmp_path: Path, tiny_llama: Path, parallel_file: Path) -> Calla
             "attn_implementation": "sdpa",
             "logging_steps": 1,
             "save_strategy": "no",
-            "dataset_num_proc": 1,
+            "dataset_num_proc": 0,
             "seed": 3,
         }
         config.update(options)

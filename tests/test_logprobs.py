@@ -47,7 +47,7 @@ def rows(examples: int = 3) -> list[dict[str, Any]]:
             name: torch.randint(3, 64, (p + n,), generator=generator).tolist()
             for name, p, n in zip(SEQUENCES, prompts, lengths, strict=True)
         }
-        made.append({**row, "prompt_lengths": prompts})
+        made.append({**row, "prompt_lengths": prompts, "language": 0})
     return made
 
 
@@ -142,6 +142,7 @@ def test_batch_layout() -> None:
         "target_chosen": [10, 11],
         "target_rejected": [10, 12, 13],
         "prompt_lengths": [2, 2, 1, 1],
+        "language": 1,
         "example_index": 4,
         "reference_log_probs": [-1.0, -2.0, -3.0, -4.0],
     }
@@ -154,6 +155,24 @@ def test_batch_layout() -> None:
     assert batch["response_lengths"].tolist() == [[[2, 1], [1, 2]]]
     assert batch["reference_log_probs"].tolist() == [[[-1.0, -2.0], [-3.0, -4.0]]]
     assert batch["example_index"].tolist() == [4]
+    assert batch["language"].tolist() == [1]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_rows_without_a_direction(missing: int) -> None:
+    """Their pair has no tokens and scores nothing; all others score as they would beside a whole row."""
+    model = build(PACKED["llama"])
+    examples = rows()
+    whole = sequence_log_probs(model, CLOCollator()(examples))
+    for name in SEQUENCES[2 * missing : 2 * missing + 2]:
+        examples[0][name] = []
+    examples[0]["prompt_lengths"][2 * missing : 2 * missing + 2] = [0, 0]
+    batch = CLOCollator()(examples)
+    whole[0, missing] = 0
+    assert (batch["response_lengths"] == 0).nonzero().tolist() == [[0, missing, 0], [0, missing, 1]]
+    assert packing_is_exact(model, batch)
+    for packed in (True, False):
+        torch.testing.assert_close(sequence_log_probs(model, batch, packed=packed), whole, atol=1e-4, rtol=1e-5)
 
 
 def test_empty_and_one_token_responses() -> None:
@@ -164,6 +183,7 @@ def test_empty_and_one_token_responses() -> None:
         "target_chosen": [7, 8, 9],
         "target_rejected": [7],
         "prompt_lengths": [2, 1, 1, 1],
+        "language": 0,
     }
     with torch.no_grad():
         sums = sequence_log_probs(model, CLOCollator()([row]))

@@ -28,12 +28,38 @@ BAD_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown nll_languages": ({"nll_languages": "source"}, r"clo\.nll_languages\n.*'target' or 'both'"),
     "unknown train_modules": (
         {"train_modules": "mlp"},
-        r"clo\.train_modules\n.*'attention', 'attention\+mlp' or 'all'",
+        r"clo\.train_modules\n.*'attention', 'attention\+mlp', 'all' or 'auto'",
     ),
     "unknown reference": ({"reference": "model"}, r"clo\.reference\n.*'precompute' or 'adapter'"),
     "layers reversed": ({"layers": "8-3"}, r"clo\.layers\n.*first layer comes after the last"),
     "layers not ranges": ({"layers": "top"}, r"clo\.layers\n.*accepted are layer ranges such as '16-31'"),
     "same languages": ({"target_lang": "en"}, r"source_lang and target_lang are both 'en'"),
+    "source among the targets": ({"target_lang": ["ko", "en"]}, r"target_lang \['ko', 'en'\] holds source_lang 'en'"),
+    "language listed twice": ({"target_lang": ["ko", "ko"]}, r"a list of different language codes"),
+    "no language in the list": ({"target_lang": []}, r"a list of different language codes"),
+    "language in the list no code": ({"target_lang": ["ko", "sw KE"]}, r"got 'sw KE'; a language code such as"),
+    "flat columns for two languages": (
+        {
+            "target_lang": ["ko", "sw"],
+            "fields": {f"{a}_{b}": f"{a}_{b}" for a in ("source", "target") for b in ("prompt", "response")},
+        },
+        r"flat columns hold one target language",
+    ),
+    "unknown loss": ({"preference_loss": "dpo"}, r"clo\.preference_loss\n.*'sigmoid', 'ipo', 'hinge'"),
+    "beta with orpo": ({"preference_loss": "orpo", "beta": 0.1}, r"orpo has no beta; balance it with nll_weight"),
+    "smoothing with hinge": (
+        {"preference_loss": "hinge", "label_smoothing": 0.1},
+        r"label_smoothing is for preference_loss sigmoid, robust or simpo, not hinge",
+    ),
+    "robust without smoothing": ({"preference_loss": "robust"}, r"robust needs label_smoothing above 0"),
+    "smoothing of a half": ({"label_smoothing": 0.5}, r"clo\.label_smoothing\n.*less than 0\.5"),
+    "gamma without simpo": ({"simpo_gamma": 1.0}, r"simpo_gamma is for preference_loss simpo, not sigmoid"),
+    "no examples": ({"max_examples": 0}, r"clo\.max_examples\n.*greater than or equal to 1"),
+    "ratio of zero": ({"target_source_ratio": 0}, r"clo\.target_source_ratio\n.*greater than 0"),
+    "temperature below one": (
+        {"sampling_temperature": 0.5},
+        r"clo\.sampling_temperature\n.*greater than or equal to 1",
+    ),
     "language no code": ({"target_lang": "ko KR"}, r"clo\.target_lang\n.*a language code such as"),
     "norwegian as boolean": ({"target_lang": False}, r"the YAML boolean false: write the language code in quotes"),
     "flat columns incomplete": (
@@ -77,7 +103,62 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "streaming": ({"streaming": True}, r"cannot run with `streaming: True`"),
     "another prompt strategy": (
         {"datasets": [{"path": "tatsu-lab/alpaca", "type": "alpaca"}]},
-        r"reads `datasets` with `type: axolotl_clo\.cross_lingual`, got 'alpaca'",
+        r"reads `datasets\[0\]` with `type: axolotl_clo\.cross_lingual`, got 'alpaca'",
+    ),
+    "examples from two datasets": (
+        {
+            "clo": {"target_lang": "de", "max_examples": 4},
+            "datasets": [
+                {"path": "axolotl_clo/starter", "type": "axolotl_clo.cross_lingual", "split": s} for s in "ab"
+            ],
+        },
+        r"clo\.max_examples draws from one dataset, but `datasets` lists 2",
+    ),
+    "sft type under rl: clo": (
+        {"datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.sft"}]},
+        r"rl: clo reads `datasets\[0\]` with `type: axolotl_clo\.cross_lingual`, got 'axolotl_clo\.sft'",
+    ),
+    "sft type under rl: dpo": (
+        {"rl": "dpo", "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.sft"}]},
+        r"datasets\[0\]\.type: axolotl_clo\.sft makes rows for no `rl:` \(SFT\), but this config has rl: dpo; "
+        r"use type: axolotl_clo\.preference",
+    ),
+    "preference type without rl": (
+        {"rl": None, "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.preference"}]},
+        r"makes rows for rl: dpo or rl: ipo or rl: orpo or rl: simpo, but this config has no `rl:`; use type: "
+        r"axolotl_clo\.sft",
+    ),
+    "preference type under rl: kto": (
+        {"rl": "kto", "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.preference"}]},
+        r"but this config has rl: kto; use type: axolotl_clo\.kto",
+    ),
+    "clo type without rl": ({"rl": None}, r"axolotl_clo\.cross_lingual makes rows for rl: clo, but this config has no"),
+    "held-out type under another rl": (
+        {
+            "rl": "dpo",
+            "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.preference"}],
+            "test_datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.kto", "split": "test"}],
+        },
+        r"test_datasets\[0\]\.type: axolotl_clo\.kto makes rows for rl: kto",
+    ),
+    "type misspelt": (
+        {"rl": "dpo", "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.prefrence"}]},
+        r"unknown 'axolotl_clo\.prefrence' \(did you mean 'axolotl_clo\.preference'\?\); accepted: ",
+    ),
+    "baseline without languages": (
+        {"rl": None, "clo": None, "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.sft"}]},
+        r"a dataset of parallel rows needs `clo\.target_lang`",
+    ),
+    "baseline with adapter and all": (
+        {
+            "rl": None,
+            "clo": {"target_lang": "de", "train_modules": "all"},
+            "adapter": "lora",
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "datasets": [{"path": "axolotl_clo/starter", "type": "axolotl_clo.sft"}],
+        },
+        r"train_modules: all .* `adapter: lora`",
     ),
     "missing file": (
         {"datasets": [{"path": "./nowhere.jsonl", "type": "axolotl_clo.cross_lingual"}]},
@@ -132,9 +213,16 @@ def test_defaults_are_the_method(write_config: Write) -> None:
         "nll_weight": 0.5,
         "beta": 0.1,
         "nll_languages": "target",
+        "preference_loss": "sigmoid",
+        "label_smoothing": 0.0,
+        "simpo_gamma": 0.5,
         "train_modules": "attention",
         "layers": None,
         "reference": "precompute",
+        "max_examples": None,
+        "target_source_ratio": 1.0,
+        "rejected": "source",
+        "sampling_temperature": 1.0,
         "check_language": "warn",
     }
     assert cfg.remove_unused_columns is False
