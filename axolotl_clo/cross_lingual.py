@@ -345,16 +345,19 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         """Say how many examples were kept, and which were left out by reason.
 
         Raises:
-            ValueError: none was kept.
+            ValueError: none was kept, or of a target language to train on none.
         """
         dropped: dict[str, list[int]] = defaultdict(list)
         suspects = []
-        for number, reason, column, suspect in zip(
-            mapped["row"], mapped["dropped"], mapped["column"], mapped["suspect"], strict=True
+        kept_languages = set()
+        for number, language, reason, column, suspect in zip(
+            *(mapped[name] for name in ("row", "language", "dropped", "column", "suspect")), strict=True
         ):
             if reason:
                 dropped[f"{reason} ({column})"].append(number)
-            elif suspect:
+                continue
+            kept_languages.add(language)
+            if suspect:
                 suspects.append(number)
         if len(self.targets) == 1:
             parts = [f"kept {num_kept} of {num_rows} rows"]
@@ -366,6 +369,9 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         report = "; ".join(parts)
         if num_kept == 0:
             raise ValueError(f"no row is left to train on: {report}")
+        absent = [name for i, name in enumerate(self.targets) if i not in kept_languages]
+        if absent and not self.held_out:
+            raise ValueError(f"clo.target_lang: no usable row holds {' or '.join(absent)}; {report}")
         LOG.info("clo: %s", report)
         if suspects:
             LOG.warning(

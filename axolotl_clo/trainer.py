@@ -50,8 +50,7 @@ class CLOTrainer(ScoringTrainer):
         super().__init__(*args, **kwargs)
         # We count tokens and pairs of the global batch ourselves, so the loss must not be divided once more.
         self.model_accepts_loss_kwargs = True
-        self._metrics = metric_names(self.clo.target_langs)
-        self._sums = torch.zeros(len(self._metrics), 2, dtype=torch.float64)
+        self._sums: torch.Tensor | None = None
         self._evaluated: list[torch.Tensor] = []
         self._stuck_logs = 0
 
@@ -68,7 +67,8 @@ class CLOTrainer(ScoringTrainer):
         terms = self._terms(model, inputs)
         tokens, pairs = num_items_in_batch if num_items_in_batch is not None else _counts(terms)
         loss = clo_loss(terms, nll_weight=self.clo.nll_weight, num_nll_tokens=tokens, num_pairs=pairs)
-        self._sums += self._metric_sums(terms, inputs["language"])
+        sums = self._metric_sums(terms, inputs["language"])
+        self._sums = sums if self._sums is None else self._sums + sums
         self._count_tokens(inputs)
         # Data-parallel engines average gradients over ranks; the shares of the ranks add up.
         loss = loss * self.accelerator.num_processes
@@ -88,13 +88,14 @@ class CLOTrainer(ScoringTrainer):
     def _metric_sums(self, terms: CLOTerms, languages: torch.Tensor) -> torch.Tensor:
         """`[metrics, 2]`: sum and count of each metric, over all examples and, of several languages, over each's."""
         parts = [_metric_sums(terms)]
-        for language in range(len(self.clo.target_langs) if len(self._metrics) > len(METRICS) else 0):
+        targets = len(self.clo.target_langs)
+        for language in range(targets if targets > 1 else 0):
             parts.append(_metric_sums(CLOTerms(*(term[languages == language] for term in terms))))
         return torch.cat(parts)
 
     def _means(self, sums: torch.Tensor) -> dict[str, float]:
         """The metrics that have something to count."""
-        pairs = zip(self._metrics, sums.tolist(), strict=True)
+        pairs = zip(metric_names(self.clo.target_langs), sums.tolist(), strict=True)
         return {name: total / count for name, (total, count) in pairs if count}
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
@@ -147,13 +148,13 @@ class CLOTrainer(ScoringTrainer):
     # ---- logging and the model card ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
+        if "loss" in logs and self._sums is not None:
             sums = self._sums
             if dist.is_initialized():
                 sums = sums.to(self.args.device)
                 dist.all_reduce(sums)
             means = self._means(sums.cpu())
-            self._sums = torch.zeros_like(self._sums)
+            self._sums = None
             logs.update({name: round(value, 5) for name, value in means.items()})
             self._warn_if_stuck(means)
         super().log(logs, start_time)

@@ -51,7 +51,7 @@ def test_temperature_evens_out_languages(temperature: float, expected: tuple[int
     """n^(1/T) over 6 and 28 examples: √6 : √28 of 34 is 10.8 : 23.2."""
     drawn, _ = draw(sampling_temperature=temperature)
     counts = Counter(LANGUAGES[drawn])
-    assert tuple(counts[i] for i in (0, 1)) == expected
+    assert [counts[0], counts[1]] == list(expected)
     # A language that is short repeats each of its examples as often as the others, give or take one.
     repeats = Counter(drawn[LANGUAGES[drawn] == 0]).values()
     assert max(repeats) - min(repeats) <= 1
@@ -71,5 +71,5 @@ def test_ratio_of_target_to_source_pairs(ratio: float, source: int, target: int)
 def test_ratio_holds_in_each_language_and_is_nested() -> None:
     _, half = draw(target_source_ratio=2.0)
     _, quarter = draw(target_source_ratio=4.0)
-    assert [half[LANGUAGES == i, 0].sum() for i in (0, 1)] == [3, 14]
+    assert [half[i == LANGUAGES, 0].sum() for i in (0, 1)] == [3, 14]
     assert (quarter <= half).all()
