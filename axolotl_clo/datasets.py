@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from axolotl_clo.schema import dataset_entries
+from axolotl_clo.checks import dataset_entries
 
 STARTER = "axolotl_clo/starter"
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.logging import get_logger
 
+from axolotl_clo.checks import ATTENTION_KERNELS, HELD_OUT, trains_on_parallel_rows, uses_parallel_rows
 from axolotl_clo.datasets import check_local_files, resolve_starter
-from axolotl_clo.schema import HELD_OUT, CLOConfig, select_layers, uses_parallel_rows
+from axolotl_clo.schema import CLOConfig, select_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,13 +59,18 @@ class CLOPlugin(BasePlugin):
             cfg["dataset_num_proc"] = 0
             for entry in cfg.get("test_datasets") or []:
                 entry["type"] = HELD_OUT.get(entry.get("type"), entry.get("type"))
+        if cfg.get("adapter") and (cfg.get("clo") or {}).get("train_modules") == "auto":
+            # Their attention cannot run before it has its adapter, which is when the model is measured.
+            for kernel in ATTENTION_KERNELS:
+                if cfg.get(kernel) is None:
+                    cfg[kernel] = False
         resolve_starter(cfg)
         if not cfg.get("use_ray") and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             check_local_files(cfg)
 
     def get_input_args(self) -> str | None:
         """The `clo:` section; given once even if the plugin was loaded under two spellings of its name."""
-        return "axolotl_clo.schema.CLOArgs" if self._is_first_of_its_kind() else None
+        return "axolotl_clo.checks.CLOArgs" if self._is_first_of_its_kind() else None
 
     def pre_model_load(self, cfg: Any) -> None:
         """Check `clo.layers` against the model's config, before any weights are read."""
@@ -80,7 +86,7 @@ class CLOPlugin(BasePlugin):
         if clo is not None and cfg.adapter and not cfg.lora_target_modules and not cfg.lora_target_parameters:
             from axolotl_clo.attention import linear_paths
 
-            cfg.lora_target_modules = linear_paths(model, clo.train_modules, clo.layers)
+            cfg.lora_target_modules = linear_paths(model, _scope(cfg, model), clo.layers)
 
     def post_model_load(self, cfg: Any, model: PreTrainedModel) -> None:
         """Freeze what is outside `clo.train_modules` and print what trains."""
@@ -90,7 +96,7 @@ class CLOPlugin(BasePlugin):
         from axolotl_clo.attention import describe_trainable, restrict_training
 
         if not cfg.adapter:
-            restrict_training(model, clo.train_modules, clo.layers)
+            restrict_training(model, _scope(cfg, model), clo.layers)
             if (cfg.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
                 # Reentrant checkpointing passes no gradient where no input needs one: frozen embeddings.
                 model.enable_input_require_grads()
@@ -123,10 +129,19 @@ class CLOPlugin(BasePlugin):
         return next((p for p in plugins if isinstance(p, CLOPlugin)), self) is self
 
 
+def _scope(cfg: Any, model: PreTrainedModel) -> str:
+    """`clo.train_modules`, with `auto` resolved on the model before training and written back to `cfg`."""
+    if cfg.clo.train_modules == "auto":
+        from axolotl_clo.scope import resolve_scope
+
+        cfg.clo.train_modules = resolve_scope(cfg, model)
+    return cfg.clo.train_modules
+
+
 def _section(cfg: Any) -> CLOConfig | None:
     """The `clo:` section if `cfg` is a run on parallel rows, CLO's or another method's, else None."""
     clo = CLOConfig.from_cfg(cfg)
-    return clo if clo is not None and (clo.active or uses_parallel_rows(cfg)) else None
+    return clo if clo is not None and (clo.active or trains_on_parallel_rows(cfg)) else None
 
 
 def _active(cfg: Any) -> CLOConfig | None:

@@ -143,6 +143,15 @@ def _fresh_plugin_manager() -> Any:
         PluginManager.get_instance().plugins.clear()
 
 
+@pytest.fixture
+def clo_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs, from INFO up; Axolotl's import sets all loggers up anew."""
+    import axolotl.cli.config  # noqa: F401
+
+    caplog.set_level("INFO", logger="axolotl_clo")
+    return caplog
+
+
 def load_config(file: Path, **overrides: Any) -> Any:
     """Axolotl's own config loading: plugin registration, overrides, validation."""
     from axolotl.cli.config import load_cfg

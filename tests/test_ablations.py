@@ -42,7 +42,7 @@ def test_one_language_in_a_list_is_the_single_language_run(write_config: Write, 
 
 
 def test_rows_hold_any_subset_of_the_targets(
-    write_config: Write, mixed_file: Path, caplog: pytest.LogCaptureFixture
+    write_config: Write, mixed_file: Path, clo_log: pytest.LogCaptureFixture
 ) -> None:
     config = write_config(clo={"target_lang": ["ko", "de"]}, datasets=dataset(mixed_file), micro_batch_size=16)
     trainer = train(config, max_steps=1)
@@ -50,7 +50,9 @@ def test_rows_hold_any_subset_of_the_targets(
     assert sorted(zip(rows["row"], rows["language"], strict=True)) == sorted(
         [(n, 0) for n in range(1, 5)] + [(n, 1) for n in range(1, 13)]
     )
-    assert "kept 16 of 24 examples (12 rows, 2 target languages); dropped 8: missing (prompt.ko), rows 5" in caplog.text
+    assert (
+        "kept 16 of 24 examples (12 rows, 2 target languages); dropped 8: missing (prompt.ko), rows 5" in clo_log.text
+    )
     entry = trainer.state.log_history[0]
     assert set(metric_names(["ko", "de"])) <= set(entry)
     for metric in METRICS[1:]:  # one micro-batch of all 16: the mean of all is that of the languages, weighted

@@ -140,7 +140,7 @@ def test_same_draw_as_clo_and_held_out_rows_stay_whole(
 
 
 def test_dropped_rows_are_the_ones_clo_drops(
-    write_config: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    write_config: Write, tmp_path: Path, clo_log: pytest.LogCaptureFixture
 ) -> None:
     broken = starter_rows()[:5]
     broken[1]["response"]["de"] = " "
@@ -149,7 +149,7 @@ def test_dropped_rows_are_the_ones_clo_drops(
     rows = datasets(write_config(**options("preference", file, "dpo"))).train_dataset
     assert len(rows) == 6
     assert (
-        "kept 3 of 5 rows; dropped 1: empty (response.de), row 2; dropped 1: missing (prompt.en), row 4" in caplog.text
+        "kept 3 of 5 rows; dropped 1: empty (response.de), row 2; dropped 1: missing (prompt.en), row 4" in clo_log.text
     )
 
 

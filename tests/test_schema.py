@@ -105,6 +105,16 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"datasets": [{"path": "tatsu-lab/alpaca", "type": "alpaca"}]},
         r"reads `datasets\[0\]` with `type: axolotl_clo\.cross_lingual`, got 'alpaca'",
     ),
+    "auto with an attention kernel": (
+        {
+            "clo": {"target_lang": "de", "train_modules": "auto"},
+            "adapter": "lora",
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_qkv_kernel": True,
+        },
+        r"train_modules: auto measures the model before it has an adapter, which `lora_qkv_kernel: true` does not",
+    ),
     "examples from two datasets": (
         {
             "clo": {"target_lang": "de", "max_examples": 4},

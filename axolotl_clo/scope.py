@@ -1,0 +1,123 @@
+"""`train_modules: auto`: how well a model knows the target language before training, and what should train.
+
+The measure is bits per byte of the target responses given their prompts, against that of the English (source) responses
+of the same rows. THRESHOLD_TEXT
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from axolotl.utils.logging import get_logger
+
+from axolotl_clo.collator import CLOCollator
+from axolotl_clo.cross_lingual import SOURCE_LANGUAGE, CrossLingualStrategy, strategy_options
+from axolotl_clo.logprobs import sequence_log_probs
+from axolotl_clo.schema import CLOConfig
+
+LOG = get_logger(__name__)
+
+MEASURED_ROWS = 32
+THRESHOLD = 2.5
+
+
+class Knowledge(NamedTuple):
+    """Bits per byte of the responses of the same rows given their prompts.
+
+    source: in the source language.
+    target: in the target language.
+    """
+
+    source: float
+    target: float
+
+    @property
+    def ratio(self) -> float:
+        """Target to source: 1 where the model knows both alike, more where it knows the target less."""
+        return self.target / self.source
+
+
+def resolve_scope(cfg: Any, model: Any) -> str:
+    """What `auto` stands for in this run; prints the measurement that decides.
+
+    Args:
+        cfg: Axolotl's config, with datasets of parallel rows.
+        model: with its weights before training.
+
+    Returns:
+        `attention`, or, where a target language is above the threshold, `all` (with an adapter `attention+mlp`).
+
+    Raises:
+        ValueError: the weights are not whole in this process (ZeRO-3, FSDP), or no row can be measured.
+    """
+    if any(p.numel() == 0 or p.device.type == "meta" or hasattr(p, "ds_id") for p in model.parameters()):
+        raise ValueError(
+            "clo.train_modules: auto measures the model before it is sharded, but its weights are not whole in this "
+            "process (DeepSpeed ZeRO-3 or FSDP); measure once in a single process, and set attention or all"
+        )
+    clo = CLOConfig.from_cfg(cfg)
+    assert clo is not None
+    known = measure_knowledge(model, _strategy(cfg), _rows(cfg))
+    worst = max(known, key=lambda lang: known[lang].ratio)
+    more = "attention+mlp" if cfg.adapter else "all"
+    scope = more if known[worst].ratio > THRESHOLD else "attention"
+    if dist.is_initialized():  # rounding must not part the ranks
+        chosen = [scope]
+        dist.broadcast_object_list(chosen)
+        scope = chosen[0]
+    for lang, bits in known.items():
+        LOG.info(
+            "clo: %s costs the model %.2f bits per byte, %s %.2f on the same rows: %.2f times as much",
+            lang, bits.target, clo.source_lang, bits.source, bits.ratio,
+        )  # fmt: skip
+    LOG.info(
+        "clo: train_modules: auto trains %s (%s is %s %.1f times); set `clo.train_modules` to choose yourself",
+        scope, worst, "above" if scope != "attention" else "not above", THRESHOLD,
+    )  # fmt: skip
+    return scope
+
+
+def measure_knowledge(model: Any, strategy: CrossLingualStrategy, dataset: Any) -> dict[str, Knowledge]:
+    """Bits per byte by target language, over the rows of `dataset` that hold it.
+
+    Args:
+        model: causal language model, scored without gradients and in evaluation mode.
+        strategy: reads and renders the rows.
+        dataset: a `datasets.Dataset` of parallel rows.
+    """
+    nats = torch.zeros(len(strategy.targets), 2, dtype=torch.float64)
+    sizes = torch.zeros_like(nats)
+    collate, device = CLOCollator(), next(model.parameters()).device
+    training = model.training
+    model.eval()
+    for example in strategy.wrap_dataset(dataset):
+        language, row = example["language"], dataset[example["row"] - 1]
+        batch = {name: value.to(device) for name, value in collate([example]).items()}
+        with torch.no_grad():
+            scores = sequence_log_probs(model, batch, packed=False)[0, :, 0]
+        nats[language] -= scores.double().cpu()
+        for i, side in enumerate((SOURCE_LANGUAGE, language)):
+            sizes[language, i] += len(strategy.side(row, example["row"], side).response.encode())
+    model.train(training)
+    bits = nats / math.log(2) / sizes
+    return {lang: Knowledge(*bits[i].tolist()) for i, lang in enumerate(strategy.targets) if sizes[i, 0]}
+
+
+def _strategy(cfg: Any) -> CrossLingualStrategy:
+    from axolotl.loaders import load_tokenizer
+
+    return CrossLingualStrategy(**strategy_options(load_tokenizer(cfg), cfg, cfg.datasets[0], held_out=True))
+
+
+def _rows(cfg: Any) -> Any:
+    """The first rows of the first dataset."""
+    from axolotl.utils.data.shared import load_dataset_with_config
+
+    entry = cfg.datasets[0]
+    dataset = load_dataset_with_config(entry, cfg.hf_use_auth_token)
+    if isinstance(dataset, dict):
+        dataset = dataset[entry.split if entry.split in dataset else "train"]
+    return dataset.select(range(min(MEASURED_ROWS, len(dataset))))
