@@ -18,7 +18,7 @@ With Δ = chosen − rejected, |y| the tokens of y, p̄ the geometric mean of it
     hinge    m = β·Δr                   max(0, 1 − m)                               SLiC, arXiv 2305.10425
     ipo      m = Δ(r / |y|)             (m − 1/(2β))²                               IPO, arXiv 2310.12036
     orpo     m = Δ log(p̄ / (1−p̄))       −log σ(m)                                   ORPO, arXiv 2403.07691
-    simpo    m = β·Δ(log p̄) − γ         as sigmoid                                  SimPO, arXiv 2405.14734
+    simpo    m = β·Δ(log p̄)             as sigmoid, of m − γ                        SimPO, arXiv 2405.14734
 
 They are TRL's definitions: hinge acts on log-ratios where SLiC has log-probabilities, IPO on averages over tokens
 where its paper has sums. ORPO's own weight of L_CL is left out, because λ balances it against the NLL.
@@ -109,12 +109,13 @@ def clo_terms(
         raise ValueError(f"preference_loss {preference_loss!r} needs reference log-probabilities, got None")
     else:
         scores = policy - log_probs.reference.to(policy)
-    margin = _margin(scores, log_probs.lengths, preference_loss, beta, simpo_gamma)
+    margin = _margin(scores, log_probs.lengths, preference_loss, beta)
+    gamma = simpo_gamma if preference_loss == "simpo" else 0.0
     covered = slice(SOURCE, None) if nll_both else slice(TARGET, None)
     return CLOTerms(
         nll=-policy[:, covered, CHOSEN].sum(-1),
         nll_tokens=log_probs.lengths[:, covered, CHOSEN].sum(-1),
-        preference=_preference(margin, preference_loss, beta, label_smoothing).where(pairs, 0),
+        preference=_preference(margin - gamma, preference_loss, beta, label_smoothing).where(pairs, 0),
         margin=margin.where(pairs, 0),
         pairs=pairs.to(margin),
     )
@@ -132,9 +133,7 @@ def _check_options(preference_loss: str, label_smoothing: float) -> None:
         )
 
 
-def _margin(
-    scores: torch.Tensor, lengths: torch.Tensor, preference_loss: str, beta: float, simpo_gamma: float
-) -> torch.Tensor:
+def _margin(scores: torch.Tensor, lengths: torch.Tensor, preference_loss: str, beta: float) -> torch.Tensor:
     """m, `[batch, direction]`, from the summed log-ratios or log-probabilities `[batch, direction, role]`."""
     if preference_loss in AVERAGED_OVER_TOKENS:
         scores = scores / lengths.clamp_min(1)
@@ -145,11 +144,11 @@ def _margin(
     difference = scores[..., CHOSEN] - scores[..., REJECTED]
     if preference_loss in ("ipo", "orpo"):
         return difference
-    return beta * difference - (simpo_gamma if preference_loss == "simpo" else 0.0)
+    return beta * difference
 
 
 def _preference(margin: torch.Tensor, preference_loss: str, beta: float, label_smoothing: float) -> torch.Tensor:
-    """f(m), in the shape of m."""
+    """f(m), in the shape of m; simpo's m − γ stands for m."""
     if preference_loss == "hinge":
         return torch.relu(1 - margin)
     if preference_loss == "ipo":

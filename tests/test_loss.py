@@ -67,8 +67,10 @@ def formula(
         p_c, p_r = torch.exp(c / n_c), torch.exp(r / n_r)
         odds_ratio = (p_c / (1 - p_c)) / (p_r / (1 - p_r))
         return torch.log(odds_ratio), -torch.log(torch.sigmoid(torch.log(odds_ratio)))
-    margin = beta * (c / n_c - r / n_r) - simpo_gamma if preference_loss == "simpo" else beta * ratios
-    right, wrong = -torch.log(torch.sigmoid(margin)), -torch.log(torch.sigmoid(-margin))
+    margin, gamma = beta * ratios, 0.0
+    if preference_loss == "simpo":
+        margin, gamma = beta * (c / n_c - r / n_r), simpo_gamma
+    right, wrong = -torch.log(torch.sigmoid(margin - gamma)), -torch.log(torch.sigmoid(gamma - margin))
     if preference_loss == "robust":
         return margin, ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
     return margin, (1 - label_smoothing) * right + label_smoothing * wrong
