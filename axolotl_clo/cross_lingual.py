@@ -322,6 +322,12 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             )
         return asked, whole
 
+    @property
+    def adds_begin_token(self) -> bool:
+        """Whether the tokenizer by itself puts its begin token before a text."""
+        begin = self.tokenizer.bos_token_id
+        return begin is not None and self.tokenizer("a")["input_ids"][0] == begin
+
     def ends_turn(self, text: str) -> bool:
         """Whether a rendered conversation ends with a token that ends a turn."""
         return self._tokens(text)[-1] in self.turn_ends

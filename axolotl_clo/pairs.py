@@ -70,6 +70,9 @@ def _render(strategy: CrossLingualStrategy, prompt: Any, responses: tuple[str, s
     for response in responses:
         asked, whole = strategy.render(prompt, response, number)
         texts.append(whole[len(asked) :] + ("" if strategy.ends_turn(whole) else strategy.tokenizer.eos_token))
+    # TRL tokenizes prompts with the tokenizer's own begin token, so one that the template rendered would be a second.
+    if strategy.adds_begin_token:
+        asked = asked.removeprefix(strategy.tokenizer.bos_token)
     return asked, texts[0], texts[1]
 
 

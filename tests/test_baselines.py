@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import load_config, logged, starter_rows, train, weights, write_rows
+
+from axolotl_clo.collator import SEQUENCES
 
 Write = Callable[..., Path]
 
@@ -164,6 +167,43 @@ def test_template_without_end_of_turn_gets_the_end_token(write_config: Write, pa
     assert (f"user: {first['prompt']['en']}\nassistant: ", f"{first['response']['en']}<|im_end|>") in [
         (row["prompt"], row["chosen"]) for row in rows
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rl", "column"),
+    [
+        ("preference", "dpo", "prompt_ids"),
+        ("preference", "orpo", "prompt_input_ids"),
+        ("preference", "simpo", "prompt_input_ids"),
+        ("kto", "kto", "prompt_ids"),
+    ],
+)
+def test_one_begin_token_with_a_tokenizer_that_adds_its_own(
+    kind: str, rl: str, column: str, write_config: Write, parallel_file: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """As Llama's and Mistral's do, while their templates render one too."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "with-begin-token"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "")
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", begin)]
+    )
+    tokenizer.save_pretrained(folder)
+    more = {"rl_beta": 0.1, "simpo_gamma": 0.5} if rl == "simpo" else {}
+    more |= {"base_model": str(folder), "max_steps": 1, "remove_unused_columns": False}
+    rows = train(write_config(**options(kind, parallel_file, rl, **more))).train_dataset
+    clos = datasets(write_config(**{"base_model": str(folder)})).train_dataset
+    prompts = {tuple(row[column]) for row in rows}
+    assert {prompt[0] for prompt in prompts} == {begin}
+    assert all(prompt.count(begin) == 1 for prompt in prompts)
+    assert prompts == {tuple(row[name][: row["prompt_lengths"][i]]) for row in clos for i, name in enumerate(SEQUENCES)}
 
 
 def test_several_targets_give_the_source_sequence_once(write_config: Write, parallel_file: Path) -> None:
