@@ -6,10 +6,15 @@ BIN = $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export AXOLOTL_DO_NOT_TRACK ?= 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart compare test lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m axolotl_clo.quickstart
+
+# SFT, SFT then DPO, ORPO and CLO beside the base model; `make compare GRID=` takes the whole grid, which is for a GPU.
+GRID ?= --small
+compare: $(VENV)/.installed
+	$(BIN)/python -m axolotl_clo.compare $(GRID)
 
 test: lint
 	$(BIN)/pytest

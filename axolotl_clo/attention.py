@@ -1,14 +1,21 @@
 """Which parameters are attention, for any decoder, and how to train only those.
 
-Attention modules are found from the model's structure: inside the stack of decoder layers, the outermost
-modules that take an attention mask and are called attention by their class or attribute. No list of model or
-projection names is kept, so biases and norms inside the module belong to it and a new architecture needs no
-change here.
+Attention is what a reader of "only the query, key, value and output projections train" expects: the modules that form
+queries, keys and values from the text and let positions read from one another by them. That is softmax attention
+in all its forms (grouped, latent, sparse, with experts) and the linear attention that stands in its place in hybrid
+models (gated delta nets, lightning attention), with the biases, gates and norms inside the module. It is not a
+state-space model, a recurrence or a short convolution. Nor is it what a text by itself never trains: cross-attention
+to an encoder or an image, towers for other inputs, the indexer of sparse attention, which gets no gradient.
+
+The modules are found from the model's structure: inside the layers of the text decoder, the outermost modules that
+take a mask and are called attention by their class or attribute. No list of models or projections is kept, so a new
+architecture needs no change here.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,46 +27,56 @@ from axolotl_clo.schema import select_layers
 
 KINDS = ("attention", "mlp", "norm", "embedding", "output head", "other")
 
+# A decoder layer as its parts by full path, see `_decoder_layers`.
+Layer = dict[str, nn.Module]
+
 
 def attention_modules(model: Any, layers: str | None = None) -> dict[str, nn.Module]:
     """The attention modules of the decoder layers that `layers` names, by full path.
 
     Raises:
-        ValueError: the model has no attention, or `layers` reaches outside it.
+        ValueError: the model has no attention, or `layers` reaches outside it or names only layers without attention.
     """
-    stack = _decoder_layers(model)
-    found = {
-        index: {f"{path}.{name}": module for name, module in _attention_in(layer)}
-        for index, (path, layer) in enumerate(stack)
-    }
-    if not any(found.values()):
+    found = [
+        {path: module for root, part in layer.items() for path, module in _attention_in(root, part)}
+        for layer in _decoder_layers(model)
+    ]
+    name = type(model).__name__
+    if not any(found):
         raise ValueError(
-            f"{type(model).__name__} has no attention modules, which CLO trains; for a model without attention set "
+            f"{name} has no attention modules, which CLO trains; for a model without attention set "
             "`clo.train_modules: all`"
         )
-    selected = select_layers(layers, len(stack))
-    return {path: module for index in sorted(selected) for path, module in found[index].items()}
+    selected = [found[index] for index in sorted(select_layers(layers, len(found)))]
+    if not any(selected):
+        accepted = ", ".join(str(index) for index, modules in enumerate(found) if modules)
+        raise ValueError(
+            f"clo.layers: {layers!r} names only layers without attention; {name} has attention in layers {accepted}"
+        )
+    return {path: module for modules in selected for path, module in modules.items()}
 
 
 def mlp_modules(model: Any, layers: str | None = None) -> dict[str, nn.Module]:
-    """The feed-forward modules (dense or mixture of experts) of the decoder layers, by full path."""
+    """The feed-forward modules (dense or mixture of experts) of the decoder layers, by full path.
+
+    They are what has weight matrices in a layer and works on one position at a time: not attention, not other
+    modules that mix positions (state-space models, recurrences, convolutions), not norms.
+    """
     stack = _decoder_layers(model)
-    selected = select_layers(layers, len(stack))
-    found: dict[str, nn.Module] = {}
-    for index in sorted(selected):
-        path, layer = stack[index]
-        attention = {name.split(".")[0] for name, _ in _attention_in(layer)}
-        for name, child in layer.named_children():
-            if name not in attention and any(p.dim() > 1 for p in child.parameters()):
-                found[f"{path}.{name}"] = child
-    return found
+    selected = [stack[index] for index in sorted(select_layers(layers, len(stack)))]
+    return {
+        path: module
+        for layer in selected
+        for root, part in layer.items()
+        for path, module in _feed_forward_in(root, part, is_layer=len(layer) == 1)
+    }
 
 
 def modules_to_train(model: Any, train_modules: str, layers: str | None) -> dict[str, nn.Module]:
     """The modules that `clo.train_modules` and `clo.layers` name, by full path."""
     if train_modules == "all":
         stack = _decoder_layers(model)
-        return {stack[i][0]: stack[i][1] for i in sorted(select_layers(layers, len(stack)))}
+        return {path: part for i in sorted(select_layers(layers, len(stack))) for path, part in stack[i].items()}
     found = attention_modules(model, layers)
     if train_modules == "attention+mlp":
         found |= mlp_modules(model, layers)
@@ -78,6 +95,9 @@ def restrict_training(model: Any, train_modules: str, layers: str | None) -> Non
     model.requires_grad_(False)
     for module in chosen.values():
         module.requires_grad_(True)
+        for part in module.modules():
+            if _is_indexer(part):
+                part.requires_grad_(False)
 
 
 def linear_paths(model: Any, train_modules: str, layers: str | None) -> list[str]:
@@ -86,20 +106,36 @@ def linear_paths(model: Any, train_modules: str, layers: str | None) -> list[str
     Full paths, because a leaf name may stand elsewhere too (`c_proj` is in attention and MLP of GPT-2).
 
     Raises:
-        ValueError: there is none that LoRA could adapt.
+        ValueError: there are projections that LoRA could not adapt, or could not merge.
     """
-    paths = [
-        f"{path}.{name}" if name else path
-        for path, module in modules_to_train(model, train_modules, layers).items()
-        for name, leaf in module.named_modules()
-        if _is_projection(leaf)
-    ]
-    if not paths:
+    chosen = modules_to_train(model, train_modules, layers)
+    parts = {path: part for root, module in chosen.items() for path, part in _below(root, module)}
+    targets = {path: part for path, part in parts.items() if _is_projection(part)}
+    missed = [path for path, part in parts.items() if path not in targets and _holds_projections(path, part)]
+    name = type(model).__name__
+    if missed or not targets:
+        problem = f"{_some(missed)} keep theirs outside linear layers" if missed else "it has no linear layers there"
+        remedy = "remove `adapter`" if train_modules == "attention" else "set `clo.train_modules: attention`"
         raise ValueError(
-            f"no linear projections found in the {train_modules} modules of {type(model).__name__}; "
-            "list `lora_target_modules` yourself"
+            f"LoRA cannot adapt all projections of {name} that `clo.train_modules: {train_modules}` names: {problem}. "
+            f"List `lora_target_modules` (and `lora_target_parameters`) yourself, or {remedy}"
         )
-    return paths
+    users: dict[int, list[str]] = {}
+    for path, part in targets.items():
+        users.setdefault(id(part.weight), []).append(path)
+    shared = [paths for paths in users.values() if len(paths) > 1]
+    if shared:
+        raise ValueError(
+            f"{name} shares one weight between {_some(shared[0])}; LoRA would give each an adapter of its own, which "
+            "cannot be merged. Remove `adapter`, or list `lora_target_modules` yourself"
+        )
+    mistaken = [path for path in targets if _is_mistaken_for_experts(model, path.rsplit(".", 1)[-1])]
+    if mistaken:
+        raise ValueError(
+            f"PEFT takes {_some(mistaken)} of {name} for projections of the experts, by name. Remove `adapter`, or "
+            "list `lora_target_modules` without them"
+        )
+    return list(targets)
 
 
 def describe_trainable(model: Any) -> str:
@@ -114,11 +150,6 @@ def describe_trainable(model: Any) -> str:
     rows = [f"  {kind:<12} {trained[kind]:>15,} of {total[kind]:>15,}" for kind in (*KINDS, "adapter") if total[kind]]
     rows.append(f"  {'total':<12} {trained.total():>15,} of {total.total():>15,}")
     return "\n".join(rows)
-
-
-def _count(parameter: torch.Tensor) -> int:
-    # DeepSpeed ZeRO-3 leaves an empty shard in place and keeps the real size in ds_numel.
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _parameter_kinds(model: Any) -> dict[int, str]:
@@ -141,55 +172,170 @@ def _parameter_kinds(model: Any) -> dict[int, str]:
     mark(base.get_input_embeddings(), "embedding")
     mark(base.get_output_embeddings(), "output head")
     for module in base.modules():
-        if "norm" in type(module).__name__.lower():
+        if "norm" in type(module).__name__.lower() and not _matrices(module):
             mark(module, "norm")
     return kinds
 
 
+def _count(parameter: torch.Tensor) -> int:
+    # DeepSpeed ZeRO-3 leaves an empty shard in place and keeps the real size in ds_numel and ds_shape.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _matrices(module: nn.Module) -> set[int]:
+    """The parameters of two or more dimensions in the module, by identity."""
+    return {id(p) for p in module.parameters() if len(getattr(p, "ds_shape", p.shape)) > 1}
+
+
 def _is_projection(module: nn.Module) -> bool:
     # Conv1D of GPT-2, bitsandbytes and torchao layers all keep a two-dimensional weight under names of their own.
-    if next(module.children(), None) is not None:
+    if next(module.children(), None) is not None or getattr(module, "weight", None) is None:
         return False
-    weight = getattr(module, "weight", None)
-    name = type(module).__name__.lower()
-    return weight is not None and ("linear" in name or name == "conv1d")
+    name = type(module).__name__
+    return name == "Conv1D" or ("Linear" in name and "Grouped" not in name)
 
 
-def _decoder_layers(model: Any) -> list[tuple[str, nn.Module]]:
-    """The decoder layers with their full paths: the longest list of layers of the text decoder."""
+def _holds_projections(path: str, module: nn.Module) -> bool:
+    """Whether weights of this module, no linear layer by itself, are projections: fused experts, heads, groups."""
+    name = type(module).__name__
+    shapes = [getattr(p, "ds_shape", p.shape) for p in module.parameters(recurse=False)]
+    stacked = any(sum(size > 1 for size in shape) > 2 for shape in shapes)
+    fused = ("expert" in path or "GroupedLinear" in name) and any(len(shape) > 1 for shape in shapes)
+    return "Conv" not in name and (stacked or fused)
+
+
+def _is_mistaken_for_experts(model: Any, leaf: str) -> bool:
+    """Whether PEFT turns a target of this name into another one.
+
+    For experts that transformers fused, PEFT translates the names of their projections before (`gate_proj`), and
+    does so wherever a target ends in one.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(config, model, conversions=None)
+    except ValueError:
+        return True
+    return set(config.target_modules) != {leaf}
+
+
+def _is_indexer(module: nn.Module) -> bool:
+    return "Indexer" in type(module).__name__
+
+
+def _decoder_layers(model: Any) -> list[Layer]:
+    """The layers of the text decoder, in order.
+
+    A layer is one entry of a list of modules. XLM and BLT keep attention beside the rest in lists of equal length:
+    there a layer is the entries of one index. Models of several stacks (BLT, HRM) count on from stack to stack.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    decoder = decoder if isinstance(decoder, nn.Module) else model
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    # Some models call the last linear layer `decoder`, which get_decoder then returns.
+    lists = list(_lists_in(decoder, embedding)) or list(_lists_in(model, embedding))
     if not lists:
         raise ValueError(f"{type(model).__name__} has no list of decoder layers; CLO trains transformer decoders")
-    config = getattr(model, "config", None)
-    depth = getattr(config.get_text_config() if config is not None else None, "num_hidden_layers", None)
-    # The stack is the list with one entry per layer of the config; else the outermost of the longest lists.
-    stack = next((m for m in lists if len(m) == depth), None) or max(lists, key=len)
-    paths = {id(module): name for name, module in model.named_modules()}
-    return [(paths[id(layer)], layer) for layer in stack]
+    stacks: list[list[nn.ModuleList]] = []
+    for parent, entries in lists:
+        beside = [other for owner, other in lists if owner is parent and len(other) == len(entries)]
+        if not any(_is_attention("", part) for other in beside for part in other):
+            beside = [entries]
+        if beside[0] is entries and any(True for other in beside for part in other for _ in _attention_in("", part)):
+            stacks.append(beside)
+    if not stacks:
+        stacks = [[max((entries for _, entries in lists), key=len)]]
+    paths = {id(module): path for path, module in model.named_modules()}
+    return [{paths[id(part)]: part for part in parts} for stack in stacks for parts in zip(*stack, strict=True)]
 
 
-def _attention_in(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost attention modules of one decoder layer, with their paths inside it."""
-    inside: list[str] = []
-    for name, module in layer.named_modules():
-        if not name or any(name.startswith(f"{outer}.") for outer in inside):
-            continue
-        called = f"{type(module).__name__} {name.rsplit('.', 1)[-1]}".lower()
-        if (
-            ("attention" in called or "attn" in called)
-            and _takes_mask(module)
-            and any(True for _ in module.parameters())
-        ):
-            inside.append(name)
-            yield name, module
+def _lists_in(parent: nn.Module, embedding: nn.Module | None) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+    """The outermost module lists that work on the text, each after the module that holds it."""
+    for child in parent.children():
+        if isinstance(child, nn.ModuleList):
+            yield parent, child
+        elif not _is_another_model(child, embedding):
+            yield from _lists_in(child, embedding)
 
 
-def _takes_mask(module: nn.Module) -> bool:
-    parameters = inspect.signature(type(module).forward).parameters
-    only_variadic = {p.kind for n, p in parameters.items() if n != "self"} <= {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }
-    return "attention_mask" in parameters or only_variadic
+def _is_another_model(module: nn.Module, embedding: nn.Module | None) -> bool:
+    """Whether this part of the model is a tower for images or sound, or a helper that embeds tokens by itself."""
+    main_input = getattr(module, "main_input_name", None)
+    if main_input is None:  # no model by itself
+        return False
+    reads_text = main_input == "input_ids" and _takes(module, "^(input_ids|inputs?_embeds)$")
+    return not reads_text or getattr(module, "embed_tokens", embedding) is not embedding
+
+
+def _children(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((f"{path}.{name}", child) for name, child in module.named_children())
+
+
+def _below(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The module and all in it that gradients reach, by full path."""
+    if not _is_indexer(module):
+        yield path, module
+        for name, child in _children(path, module):
+            yield from _below(name, child)
+
+
+def _attention_in(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost attention modules in a part of a layer, by full path."""
+    inner = [
+        found
+        for name, child in _children(path, module)
+        if not _is_cross_attention(name, child)
+        for found in _attention_in(name, child)
+    ]
+    # Where one module inside has all the weight matrices, the outer one only adds norms of the layer (DBRX, CPM-Ant).
+    if _is_attention(path, module) and not (len(inner) == 1 and _matrices(inner[0][1]) == _matrices(module)):
+        yield path, module
+    else:
+        yield from inner
+
+
+def _feed_forward_in(path: str, module: nn.Module, is_layer: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """The feed-forward modules in a part of a layer, by full path. A layer itself takes a mask, and is none."""
+    if not _matrices(module) or type(module).__name__.endswith("Norm") or _is_attention(path, module):
+        return
+    if is_layer or any(True for _ in _attention_in(path, module)):
+        for name, child in _children(path, module):
+            yield from _feed_forward_in(name, child)
+    elif not _takes(module, "mask|cache|past_key_values|^state$"):
+        yield path, module
+
+
+def _called(path: str, module: nn.Module) -> str:
+    """The class and the attribute of a module; in a list, the attribute of the list."""
+    attribute = next((name for name in reversed(path.split(".")) if not name.isdigit()), "")
+    return f"{type(module).__name__} {attribute}".lower()
+
+
+def _is_attention(path: str, module: nn.Module) -> bool:
+    called = _called(path, module)
+    return (
+        ("attention" in called or "attn" in called)
+        and "conv" not in called
+        and "decoderlayer" not in called
+        and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        and (_takes(module, "mask") or not _takes(module, "^(?!self$|args$|kwargs$)"))
+        and any(True for _ in module.parameters())
+    )
+
+
+def _is_cross_attention(path: str, module: nn.Module) -> bool:
+    called = _called(path, module)
+    return ("cross" in called or "encoder" in called) and ("attention" in called or "attn" in called)
+
+
+def _takes(module: nn.Module, pattern: str) -> bool:
+    """Whether the name of an argument of the module's forward matches."""
+    return any(re.search(pattern, name) for name in inspect.signature(type(module).forward).parameters)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

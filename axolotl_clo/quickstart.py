@@ -89,18 +89,26 @@ def _gguf() -> Path:
     return next(_package().glob("*.gguf"))
 
 
-def check_machine(folder: Path) -> None:
+def ensure_smollm2(base: Path, command: str = "quickstart") -> None:
+    """Convert SmolLM2 to the folder `base` unless that exists; in its own process, with a log beside it."""
+    code = f"from axolotl_clo.quickstart import *; convert_smollm2(Path({str(base)!r}))"
+    base.parent.mkdir(parents=True, exist_ok=True)
+    log = base.parent / "convert.log"
+    run("convert SmolLM2-135M-Instruct", base, [sys.executable, "-c", code], log, command)
+
+
+def check_machine(folder: Path, disk_gb: float, memory_gb: float, command: str = "quickstart") -> None:
     """Stop before anything is written where disk or memory is short.
 
     Raises:
         NotEnough: names the folder or the memory, what is free and what is needed.
     """
     free = shutil.disk_usage(folder).free / 1e9
-    if free < NEEDED_DISK_GB:
-        raise NotEnough(f"quickstart: {folder} has {free:.1f} GB free; {NEEDED_DISK_GB:.0f} GB are needed")
+    if free < disk_gb:
+        raise NotEnough(f"{command}: {folder} has {free:.1f} GB free; {disk_gb:.0f} GB are needed")
     available = _available_memory_gb()
-    if available is not None and available < NEEDED_MEMORY_GB:
-        raise NotEnough(f"quickstart: {available:.1f} GB of memory are free; {NEEDED_MEMORY_GB:.0f} GB are needed")
+    if available is not None and available < memory_gb:
+        raise NotEnough(f"{command}: {available:.1f} GB of memory are free; {memory_gb:.0f} GB are needed")
 
 
 def _available_memory_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
@@ -110,8 +118,15 @@ def _available_memory_gb(meminfo: Path = Path("/proc/meminfo")) -> float | None:
     return int(lines["MemAvailable"].split()[0]) / 1e6
 
 
-def run(title: str, done: Path, command: list[str], log: Path) -> float:
+def run(title: str, done: Path, command: list[str], log: Path, caller: str = "quickstart") -> float:
     """Run one step unless `done` exists; its whole output goes to `log`, its progress to the terminal.
+
+    Args:
+        title: what the step does.
+        done: file or folder that is there once the step is done.
+        command: program and arguments.
+        log: file that is written anew.
+        caller: the command that is named where the step fails.
 
     Returns:
         Seconds taken; 0 where the step was skipped.
@@ -139,7 +154,7 @@ def run(title: str, done: Path, command: list[str], log: Path) -> float:
         _follow(process.stdout, sink)
         if process.wait():
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-            raise SystemExit(f"quickstart: {title} failed with exit code {process.returncode}; the log ends\n{tail}")
+            raise SystemExit(f"{caller}: {title} failed with exit code {process.returncode}; the log ends\n{tail}")
     seconds = time.perf_counter() - start
     print(f"\r✓ {title}: {seconds / 60:.1f} min" + " " * 60)
     return seconds
@@ -220,10 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
     languages = [options["clo"]["target_lang"], options["clo"].get("source_lang", "en")]
     folder = trained.parent
     folder.mkdir(parents=True, exist_ok=True)
-    check_machine(folder)
+    check_machine(folder, NEEDED_DISK_GB, NEEDED_MEMORY_GB)
 
-    convert = f"from axolotl_clo.quickstart import *; convert_smollm2(Path({str(base)!r}))"
-    run("convert SmolLM2-135M-Instruct", base, [sys.executable, "-c", convert], folder / "convert.log")
+    ensure_smollm2(base)
     score("score before training", base, folder / "scores-before", languages, folder / "before.log")
     done = trained / "model.safetensors"
     minutes = run("train", done, ["axolotl", "train", str(config)], folder / "train.log") / 60

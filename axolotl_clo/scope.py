@@ -5,10 +5,10 @@
 The measure is bits per byte of the target responses given their prompts, against that of the source responses of the
 same rows, over rows spread evenly over the dataset (the first rows of a sorted file may all be easy ones).
 
-The threshold, 2.5 times, is ours and provisional: it parts the six languages of the paper on SmolLM2-135M-Instruct.
-TABLE_TEXT The paper (arXiv 2505.14297) reports that attention equals full training in Chinese and
-Korean and loses to it in Swahili, with Llama-2; no such rule is in it. Bits per byte
-flatter scripts with several bytes a character, such as Chinese.
+The threshold, 2.7 times, is ours and provisional: it parts the six languages of the paper (arXiv 2505.14297) on
+SmolLM2-135M-Instruct, where the command above measures de 2.26, ko 2.32, id 2.41, zh 2.44, yo 2.98 and sw 3.33. With
+Llama-2 the paper reports that attention equals full training in Chinese and Korean, and loses to it in Swahili; the
+rule is not the paper's. Bits per byte flatter scripts with several bytes a character, such as Chinese.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from axolotl_clo.schema import CLOConfig
 LOG = get_logger(__name__)
 
 MEASURED_ROWS = 64
-THRESHOLD = 2.5
+THRESHOLD = 2.7
 
 
 class Knowledge(NamedTuple):
@@ -108,7 +108,9 @@ def measure_knowledge(model: Any, strategy: CrossLingualStrategy, dataset: Any) 
     model.eval()
     for example in strategy.wrap_dataset(dataset):
         language, row = example["language"], dataset[example["row"] - 1]
-        batch = {name: value.to(device) for name, value in collate([example]).items()}
+        prompt_lengths = [length if i in (0, 2) else 0 for i, length in enumerate(example["prompt_lengths"])]
+        chosen = {**example, "source_rejected": [], "target_rejected": [], "prompt_lengths": prompt_lengths}
+        batch = {name: value.to(device) for name, value in collate([chosen]).items()}
         with torch.no_grad():
             scores = sequence_log_probs(model, batch, packed=False)[0, :, 0]
         nats[language] -= scores.double().cpu()
