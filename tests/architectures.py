@@ -18,17 +18,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.pytorch_utils import Conv1D
 
 
 def _each(names: str, value: Any) -> dict[str, Any]:
@@ -128,8 +127,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 # Classes that cannot be watched, and why: nothing of ours.
 EXCEPTIONS = {
     "Gemma3nConfig": "its image tower needs the package timm",
-    "Gemma4AssistantConfig": "a draft head: its keys and values come from another model, so it cannot run on a text",
-    "Gemma4UnifiedAssistantConfig": "a draft head: its keys and values come from another model, so it cannot run on a text",
+    "Gemma4AssistantConfig": "a draft head: it needs the keys and values of another model to run",
+    "Gemma4UnifiedAssistantConfig": "a draft head: it needs the keys and values of another model to run",
 }
 
 # Patterns in typed paths (`self_attn:LlamaAttention/q_proj:Linear`), reviewed by hand.
@@ -374,3 +373,49 @@ def _any_lost(before: list[torch.Tensor], after: list[torch.Tensor] | None) -> b
 
 def matches(patterns: dict[str, str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
+
+
+def models_for_table(config_class: type[PreTrainedConfig]) -> Iterator[tuple[str, nn.Module]]:
+    """The model of the default config, without memory, and the tiny one, each after its name."""
+    name = model_class(config_class).__name__
+    if sum(model_class(other) is model_class(config_class) for other in config_classes()) > 1:
+        name += f" ({config_class.__name__})"
+    with suppress(Exception), torch.device("meta"):
+        yield name, build(config_class, config_class())
+    yield f"{name}*", tiny_model(config_class)
+
+
+def table_row(config_class: type[PreTrainedConfig]) -> list[str]:
+    """Class, attention modules, their share of the parameters, LoRA targets or why there are none."""
+    from axolotl_clo.attention import attention_modules, linear_paths
+
+    row = [model_class(config_class).__name__, "", "", ""]
+    try:
+        for row[0], model in models_for_table(config_class):
+            with suppress(ValueError):  # some hybrids are all state space by default
+                attention = attention_modules(model)
+                break
+        else:
+            attention = attention_modules(model)
+        owned = {id(p): p.numel() for module in attention.values() for p in module.parameters()}
+        row[1:3] = [str(len(attention)), f"{sum(owned.values()) / sum(p.numel() for p in model.parameters()):.1%}"]
+        targets = linear_paths(model, "attention", None)
+        row[3] = " ".join(dict.fromkeys(re.split(r"\.\d+\.(?!.*\.\d+\.)", path)[-1] for path in targets))
+    except ValueError as error:
+        row[3] = str(error)
+    except Exception as error:
+        row[3] = repr(error)
+    return [*row[:3], EXCEPTIONS.get(config_class.__name__, row[3])]
+
+
+def main(pattern: str = "") -> None:
+    print("* in a small size: the default config cannot be built, or has no attention\n")
+    for config_class in config_classes():
+        if re.search(pattern, config_class.__name__, re.IGNORECASE):
+            name, count, share, targets = table_row(config_class)
+            print(f"{name:<48} {count:>4} {share:>6}  {targets}", flush=True)
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    main(*sys.argv[1:])

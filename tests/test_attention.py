@@ -6,10 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    DeepseekV32Config,
     FalconConfig,
     Gemma2Config,
+    GitConfig,
     GPT2Config,
     GPTNeoXConfig,
+    JambaConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -17,6 +21,7 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    XLMConfig,
 )
 
 from axolotl_clo.attention import attention_modules, describe_trainable, linear_paths, mlp_modules, restrict_training
@@ -126,6 +131,63 @@ def test_a_model_without_attention_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="MambaForCausalLM has no attention modules"):
         attention_modules(model)
+
+
+def test_a_hybrid_trains_its_attention_layers_and_names_them() -> None:
+    sizes = {**SIZES, **FFN, "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}
+    model = AutoModelForCausalLM.from_config(JambaConfig(**sizes, mamba_d_state=4, mamba_dt_rank=4))
+    assert list(attention_modules(model)) == ["model.layers.1.self_attn", "model.layers.3.self_attn"]
+    assert list(attention_modules(model, "2-3")) == ["model.layers.3.self_attn"]
+    assert list(mlp_modules(model, "0-1")) == ["model.layers.0.feed_forward", "model.layers.1.feed_forward"]
+    with pytest.raises(ValueError, match=r"clo.layers: '0,2' names only layers without .* attention in layers 1, 3$"):
+        attention_modules(model, "0,2")
+
+
+def test_what_a_text_does_not_reach_stays_frozen() -> None:
+    """Cross-attention of a decoder without its encoder, an image tower, the indexer of sparse attention."""
+    bart = BartConfig(vocab_size=40, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=24)
+    git = GitConfig(**SIZES, intermediate_size=24, vision_config={**SIZES, "intermediate_size": 24})
+    sparse = {"index_n_heads": 2, "index_head_dim": 8, "q_lora_rank": 8, "kv_lora_rank": 8, "n_group": 1}
+    deepseek = DeepseekV32Config(
+        **SIZES, intermediate_size=24, num_key_value_heads=2, topk_group=1, n_routed_experts=8, **sparse
+    )
+    for config, frozen in ((bart, "encoder_attn"), (git, "image_encoder"), (deepseek, "indexer")):
+        model = AutoModelForCausalLM.from_config(config)
+        restrict_training(model, "attention", None)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trained
+        assert not [name for name in trained if frozen in name]
+        assert [name for name, _ in model.named_parameters() if frozen in name]
+        assert not [path for path in linear_paths(model, "attention", None) if frozen in path]
+
+
+def test_attention_and_feed_forward_in_lists_side_by_side() -> None:
+    model = AutoModelForCausalLM.from_config(XLMConfig(n_words=40, emb_dim=16, n_layers=3, n_heads=2))
+    assert list(attention_modules(model)) == [f"transformer.attentions.{i}" for i in range(3)]
+    assert list(mlp_modules(model, "1-2")) == [f"transformer.ffns.{i}" for i in (1, 2)]
+    restrict_training(model, "all", "1")
+    assert {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad} == {
+        "attentions",
+        "ffns",
+        "layer_norm1",
+        "layer_norm2",
+    }
+
+
+def test_experts_in_one_tensor_are_refused_for_lora() -> None:
+    with pytest.raises(
+        ValueError, match=r"layers.0.mlp.experts, .*outside linear layers.* `clo.train_modules: attention`"
+    ):
+        linear_paths(build("mixtral"), "attention+mlp", None)
+
+
+def test_shards_of_zero_3_do_not_hide_what_is_a_matrix() -> None:
+    whole, sharded = build("qwen3"), build("qwen3")
+    for parameter in sharded.parameters():
+        parameter.ds_shape, parameter.ds_numel = parameter.shape, parameter.numel()
+        parameter.data = torch.empty(0)
+    assert list(mlp_modules(sharded)) == list(mlp_modules(whole))
+    assert describe_trainable(sharded) == describe_trainable(whole)
 
 
 def test_table_counts_trainable_parameters_by_kind() -> None:

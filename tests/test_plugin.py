@@ -144,7 +144,7 @@ def test_hooks_decide_from_the_config_alone(write_config: Write) -> None:
 
 def test_inference_keeps_the_section_but_runs_no_clo(write_config: Write) -> None:
     """`axolotl inference` empties `rl` before plugins are registered."""
-    cfg = load_config(write_config(), rl=None)
+    cfg = load_config(write_config(), inference=True, rl=None)
     assert cfg.clo.target_lang == "de"
     assert not cfg.clo.active
 
