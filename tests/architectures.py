@@ -380,8 +380,11 @@ def models_for_table(config_class: type[PreTrainedConfig]) -> Iterator[tuple[str
     name = model_class(config_class).__name__
     if sum(model_class(other) is model_class(config_class) for other in config_classes()) > 1:
         name += f" ({config_class.__name__})"
+    model = None
     with suppress(Exception), torch.device("meta"):
-        yield name, build(config_class, config_class())
+        model = build(config_class, config_class())
+    if model is not None:
+        yield name, model
     yield f"{name}*", tiny_model(config_class)
 
 

@@ -35,8 +35,10 @@ BASE = compare.Candidate(target=2.0, english=1.0, fidelity=0.2)
         ({1e-4: (1.9, 1.00, 0.4), 3e-4: (1.8, 1.05, 0.6), 1e-3: (1.5, 1.06, 1.0)}, 3e-4),
         # Too much of the target's own text:
         ({1e-4: (1.9, 1.00, 0.4), 1e-3: (2.01, 1.00, 1.0)}, 1e-4),
-        # Equally faithful: the likelier references, whatever English gains.
+        # Equally faithful, give or take two answers of sixteen: the likelier references, whatever English gains.
         ({1e-4: (1.9, 0.90, 0.5), 3e-4: (1.8, 1.04, 0.5)}, 3e-4),
+        ({1e-4: (1.8, 0.90, 0.875), 3e-4: (1.9, 1.04, 1.0)}, 1e-4),
+        ({1e-4: (1.8, 0.90, 0.8125), 3e-4: (1.9, 1.04, 1.0)}, 3e-4),
         # None allowed: the least rise of English.
         ({1e-4: (1.9, 1.10, 0.9), 3e-4: (1.8, 1.08, 0.1), 1e-3: (1.5, 1.20, 1.0)}, 3e-4),
         # The first diverged.
