@@ -803,8 +803,8 @@ def _rates(plan: Comparison, search: Search) -> str:
     """The candidates of the search, and a line for each choice at the edge of its candidates."""
     lines = [
         f"Learning rates were searched in {search.language} and hold for all languages: {plan.search_steps} steps on",
-        f"{plan.search_size} rows, scored on {len(starter_rows()) // HELD_OUT_EVERY} other training rows. Chosen is the",
-        "one with the lowest target bits per byte, of those with most answers in the prompt's language that do",
+        f"{plan.search_size} rows, scored on {len(starter_rows()) // HELD_OUT_EVERY} other training rows. Chosen is",
+        "the one with the lowest target bits per byte, of those with most answers in the prompt's language that do",
         "not repeat it (within two of the best), whose English bits per byte rose against base by at most",
         f"{MAX_ENGLISH_RISE:.0%} and whose target's did not rise. For SFT, then DPO it is the DPO stage's; its SFT",
         "stage takes SFT's.\n",
