@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
+from axolotl_clo.datasets import dataset_entries, value_of
 from axolotl_clo.schema import CLOConfig
 
 # `type:` of a dataset of parallel rows, and the values of `rl:` it makes rows for (None: SFT).
@@ -93,24 +94,15 @@ class CLOArgs(BaseModel):
         return self
 
 
-def dataset_entries(config: Any) -> list[tuple[str, Any]]:
-    """The datasets of a config, each with the option that names it."""
-    return [
-        (f"{name}[{i}]", entry)
-        for name in ("datasets", "test_datasets")
-        for i, entry in enumerate(_get(config, name) or [])
-    ]
-
-
 def uses_parallel_rows(config: Any) -> bool:
     """Whether a dataset of the config has one of our types, as CLO and the baselines beside it do."""
-    return any(str(_get(entry, "type")).startswith("axolotl_clo.") for _, entry in dataset_entries(config))
+    return any(str(value_of(entry, "type")).startswith("axolotl_clo.") for _, entry in dataset_entries(config))
 
 
 def trains_on_parallel_rows(config: Any) -> bool:
     """Whether a dataset's type makes rows for the config's `rl:`, which `axolotl inference` takes out."""
-    rl = _plain(_get(config, "rl"))
-    return any(rl in STRATEGIES.get(_declared(_get(entry, "type")), ()) for _, entry in dataset_entries(config))
+    rl = _plain(value_of(config, "rl"))
+    return any(rl in STRATEGIES.get(_declared(value_of(entry, "type")), ()) for _, entry in dataset_entries(config))
 
 
 def check_baseline(data: dict[str, Any], section: dict[str, Any]) -> None:
@@ -122,7 +114,7 @@ def check_baseline(data: dict[str, Any], section: dict[str, Any]) -> None:
     if section.get("target_lang") is None:
         raise ValueError("a dataset of parallel rows needs `clo.target_lang`, e.g.\nclo:\n  target_lang: ko")
     for option, entry in dataset_entries(data):
-        check_strategy(option, _get(entry, "type"), data.get("rl"), inference=bool(data.get("inference")))
+        check_strategy(option, value_of(entry, "type"), data.get("rl"), inference=bool(data.get("inference")))
     _check_scope(data, section)
     _check_draw(data, section)
 
@@ -187,7 +179,7 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
                 "with the model before training; use `reference: precompute`"
             )
     for option, dataset in dataset_entries(data):
-        kind = _get(dataset, "type")
+        kind = value_of(dataset, "type")
         if "clo" not in STRATEGIES.get(kind, ()):
             raise ValueError(f"rl: clo reads `{option}` with `type: axolotl_clo.cross_lingual`, got {kind!r}")
 
@@ -250,14 +242,9 @@ def _plain(rl: Any) -> Any:
     return getattr(rl, "value", rl)
 
 
-def _get(entry: Any, key: str) -> Any:
-    """A value of a dataset entry, which Axolotl holds as a dict before and as a model after validation."""
-    return entry.get(key) if isinstance(entry, dict) else getattr(entry, key, None)
-
-
 def _local_files(dataset: Any) -> list[Path]:
-    data_files = _get(dataset, "data_files") or []
-    names = [_get(dataset, "path"), *([data_files] if isinstance(data_files, str) else data_files)]
+    data_files = value_of(dataset, "data_files") or []
+    names = [value_of(dataset, "path"), *([data_files] if isinstance(data_files, str) else data_files)]
     files: list[Path] = []
     for name in names:
         path = Path(str(name)) if name else None

@@ -7,8 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from axolotl_clo.checks import dataset_entries
-
 STARTER = "axolotl_clo/starter"
 
 
@@ -39,6 +37,20 @@ def check_local_files(cfg: Any) -> None:
                 _check_json_lines(option, file)
             elif _looks_local(name) and not file.exists():
                 raise ValueError(f"{option}: no such file or folder: {name} (relative to {Path.cwd().name}/)")
+
+
+def dataset_entries(config: Any) -> list[tuple[str, Any]]:
+    """The datasets of a config, each with the option that names it."""
+    return [
+        (f"{name}[{i}]", entry)
+        for name in ("datasets", "test_datasets")
+        for i, entry in enumerate(value_of(config, name) or [])
+    ]
+
+
+def value_of(config: Any, key: str) -> Any:
+    """A value of a config or of a dataset's entry in it: dicts before Axolotl's validation, models after."""
+    return config.get(key) if isinstance(config, dict) else getattr(config, key, None)
 
 
 def _entries(cfg: Any) -> list[tuple[str, Any]]:
