@@ -245,7 +245,7 @@ def _decoder_layers(model: Any) -> list[Layer]:
         beside = [other for owner, other in lists if owner is parent and len(other) == len(entries)]
         if not any(_is_attention("", part) for other in beside for part in other):
             beside = [entries]
-        if beside[0] is entries and any(True for other in beside for part in other for _ in _attention_in("", part)):
+        if beside[0] is entries and any(any(_attention_in("", part)) for other in beside for part in other):
             stacks.append(beside)
     if not stacks:
         stacks = [[max((entries for _, entries in lists), key=len)]]
@@ -267,8 +267,9 @@ def _is_another_model(module: nn.Module, embedding: nn.Module | None) -> bool:
     main_input = getattr(module, "main_input_name", None)
     if main_input is None:  # no model by itself
         return False
-    reads_text = main_input == "input_ids" and _takes(module, "^(input_ids|inputs?_embeds)$")
-    return not reads_text or getattr(module, "embed_tokens", embedding) is not embedding
+    reads_text = main_input == "input_ids" and _takes(module, "^(input_ids|inputs_embeds)$")
+    own_embedding = embedding is not None and getattr(module, "embed_tokens", embedding) is not embedding
+    return not reads_text or own_embedding
 
 
 def _children(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -302,7 +303,7 @@ def _feed_forward_in(path: str, module: nn.Module, is_layer: bool = False) -> It
     """The feed-forward modules in a part of a layer, by full path. A layer itself takes a mask, and is none."""
     if not _matrices(module) or type(module).__name__.endswith("Norm") or _is_attention(path, module):
         return
-    if is_layer or any(True for _ in _attention_in(path, module)):
+    if is_layer or any(_attention_in(path, module)):
         for name, child in _children(path, module):
             yield from _feed_forward_in(name, child)
     elif not _takes(module, "mask|cache|past_key_values|^state$"):
@@ -322,7 +323,7 @@ def _is_attention(path: str, module: nn.Module) -> bool:
         and "conv" not in called
         and "decoderlayer" not in called
         and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        and (_takes(module, "mask") or not _takes(module, "^(?!self$|args$|kwargs$)"))
+        and (_takes(module, "mask") or not _arguments(module))
         and any(True for _ in module.parameters())
     )
 
@@ -333,8 +334,13 @@ def _is_cross_attention(path: str, module: nn.Module) -> bool:
 
 
 def _takes(module: nn.Module, pattern: str) -> bool:
-    """Whether the name of an argument of the module's forward matches."""
-    return any(re.search(pattern, name) for name in inspect.signature(type(module).forward).parameters)
+    return any(re.search(pattern, name) for name in _arguments(module))
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    """The arguments that the module's forward names; none where it only hands on what it gets."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _some(names: list[str]) -> str:
