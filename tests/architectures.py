@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 
@@ -71,7 +71,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "patching_threshold": 100.0,
         "max_patch_length": 2,
     },
-    "CohereCompassTextConfig": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "CohereCompassTextConfig": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        }
+    },
     "DbrxConfig": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 4},
@@ -90,13 +94,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 2,
     },
     "Gemma4AssistantConfig": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
-    "GotOcr2Config": {"text_config": {"model_type": "qwen2", **SIZES}},
     "GraniteMoeHybridConfig": {"layer_types": ["mamba", "attention"]},
     "JambaConfig": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
     "LongcatFlashConfig": {"zero_expert_num": 2},
     "Mamba2Config": {"head_dim": 16},
     "MllamaTextConfig": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "MoshiConfig": {"audio_vocab_size": 64},
     "MusicgenConfig": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}},
     "MusicgenMelodyConfig": {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}},
     "Qwen4ExpTextConfig": {
@@ -165,6 +169,10 @@ def model_class(config_class: type[PreTrainedConfig]) -> type[nn.Module]:
 
 
 def _small_values(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    try:
+        default = config_class()
+    except Exception:  # some have no defaults
+        default = None
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     values = {name: size for name, size in SIZES.items() if name in fields}
     for name, field in fields.items():
@@ -172,35 +180,37 @@ def _small_values(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
             values[name] = 0.0
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
         values["num_key_value_heads"] = SIZES["num_attention_heads"]  # latent attention has no grouped heads
-    for name, sub_class in (config_class.sub_configs or {}).items():
-        if name in fields and isinstance(sub_class, type) and dataclasses.is_dataclass(sub_class):
-            values[name] = _small_values(sub_class)
-    values |= _one_layer_of_each_kind(config_class, values)
+    for name, declared in (config_class.sub_configs or {}).items():
+        part = getattr(default, name, None)
+        if name in fields and isinstance(part, PreTrainedConfig):
+            values[name] = _small_values(type(part))
+            if declared is AutoConfig:
+                values[name]["model_type"] = part.model_type
+        elif name in fields and dataclasses.is_dataclass(declared):
+            values[name] = _small_values(declared)
+    for name in ("layer_types", "layers_block_type"):
+        kinds = list(dict.fromkeys(getattr(default, name, None) or []))
+        if name in fields and len(kinds) > 1:  # one layer of each
+            depths = values.keys() & {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
+            values |= {name: kinds, **dict.fromkeys(depths, len(kinds))}
     for name, value in deepcopy(OVERRIDES.get(config_class.__name__, {})).items():
         values[name] = values[name] | value if isinstance(value, dict) and name in values else value
     return values
-
-
-def _one_layer_of_each_kind(config_class: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, Any]:
-    try:
-        default = config_class()
-    except Exception:  # some configs have no defaults
-        return {}
-    for name in ("layer_types", "layers_block_type"):
-        kinds = list(dict.fromkeys(getattr(default, name, None) or []))
-        if name in {field.name for field in dataclasses.fields(config_class)} and len(kinds) > 1:
-            counts = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-            return {name: kinds, **{count: len(kinds) for count in counts if count in values}}
-    return {}
 
 
 def tiny_model(config_class: type[PreTrainedConfig]) -> nn.Module:
     """A model of two or a few layers, at least one of each kind, with random weights and without dropout.
 
     Raises:
+        ValueError: it would not be small.
         Exception: transformers cannot build it.
     """
-    return build(config_class, config_class(**_small_values(config_class)))
+    values = _small_values(config_class)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in build(config_class, config_class(**deepcopy(values))).parameters())
+    if size > 10_000_000:
+        raise ValueError(f"{config_class.__name__} keeps {size:,} parameters")
+    return build(config_class, config_class(**values))
 
 
 def build(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> nn.Module:
