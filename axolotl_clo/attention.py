@@ -182,14 +182,19 @@ def _count(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def _matrices(module: nn.Module) -> set[int]:
     """The parameters of two or more dimensions in the module, by identity."""
-    return {id(p) for p in module.parameters() if len(getattr(p, "ds_shape", p.shape)) > 1}
+    return {id(parameter) for parameter in module.parameters() if len(_shape(parameter)) > 1}
 
 
 def _is_projection(module: nn.Module) -> bool:
     # Conv1D of GPT-2, bitsandbytes and torchao layers all keep a two-dimensional weight under names of their own.
-    if next(module.children(), None) is not None or getattr(module, "weight", None) is None:
+    weight = getattr(module, "weight", None)
+    if weight is None or len(_shape(weight)) < 2 or next(module.children(), None) is not None:
         return False
     name = type(module).__name__
     return name == "Conv1D" or ("Linear" in name and "Grouped" not in name)
@@ -198,7 +203,7 @@ def _is_projection(module: nn.Module) -> bool:
 def _holds_projections(path: str, module: nn.Module) -> bool:
     """Whether weights of this module, no linear layer by itself, are projections: fused experts, heads, groups."""
     name = type(module).__name__
-    shapes = [getattr(p, "ds_shape", p.shape) for p in module.parameters(recurse=False)]
+    shapes = [_shape(parameter) for parameter in module.parameters(recurse=False)]
     stacked = any(sum(size > 1 for size in shape) > 2 for shape in shapes)
     fused = ("expert" in path or "GroupedLinear" in name) and any(len(shape) > 1 for shape in shapes)
     return "Conv" not in name and (stacked or fused)

@@ -139,8 +139,7 @@ EXCEPTIONS = {
 # Attention that the watching alone does not tell.
 ATTENTION = {
     r":CpmAntAttention/": "softmax, but its prompt tokens are keys for a single token too",
-    r":MiniMaxLightningAttention/": "linear attention in the slot of softmax attention, with queries, keys and values",
-    r":\w+GatedDeltaNet/": "linear attention in the slot of softmax attention, with queries, keys and values",
+    r":MiniMaxLightningAttention/|:\w+(GatedDeltaNet|DeltaAttention)/": "linear attention in the slot of the softmax",
 }
 # What mixes positions, or is tied to what does, and is not attention.
 NOT_ATTENTION = {
@@ -154,7 +153,7 @@ NOT_ATTENTION = {
 POINTWISE = {
     r":Zamba2?HybridLayer/linear:|:Zamba2?MLP/": "no residual stream from the shared block to its layer",
     r":BltGlobalTransformer/.*:BltMLP/": "no residual stream around the transformer over patches",
-    r":Qwen4ExpTextGatedResidual/": "mixes the residual streams around attention",
+    r":Qwen4ExpTextGatedResidual/|:HYV4HyperConnection/": "mixes the residual streams around attention",
 }
 # Inside attention, but without a gradient on text.
 UNUSED = {r":XLNetRelativeAttention/(r_s_bias|seg_embed)$": "embeddings of segments, of which a text has one"}
@@ -165,7 +164,15 @@ def config_classes() -> list[type[PreTrainedConfig]]:
 
 
 def model_class(config_class: type[PreTrainedConfig]) -> type[nn.Module]:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    # The kernels of fla need a GPU. Where the package is not found, the models fall back to torch.
+    fla = sys.modules.get("fla")
+    sys.modules["fla"] = None
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    finally:
+        sys.modules["fla"] = fla
+        if fla is None:
+            del sys.modules["fla"]
 
 
 def _small_values(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -214,9 +221,10 @@ def tiny_model(config_class: type[PreTrainedConfig]) -> nn.Module:
 
 
 def build(config_class: type[PreTrainedConfig], config: PreTrainedConfig) -> nn.Module:
+    model = model_class(config_class)
     torch.manual_seed(0)
-    if "Musicgen" in config_class.__name__:  # the auto class hands over the whole config, which the model refuses
-        return model_class(config_class)._from_config(config.decoder, attn_implementation="eager")
+    if "Musicgen" in model.__name__:  # the auto class hands over the whole config, which the model refuses
+        return model._from_config(config.decoder, attn_implementation="eager")
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
