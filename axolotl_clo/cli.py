@@ -154,11 +154,11 @@ def translate(
     ] = 8.0,
     min_completeness: Annotated[
         float, typer.Option(rich_help_panel=QUALITY, help="Least log-odds that a translation is whole, not cut off.")
-    ] = -2.5,
+    ] = -2.0,
     min_alignment: Annotated[
-        float | None,
+        float,
         typer.Option(rich_help_panel=QUALITY, help="Least log-odds that both sides belong together (from 500 rows)."),
-    ] = None,
+    ] = -1.25,
     max_numbers_missing: Annotated[
         float | None,
         typer.Option(rich_help_panel=QUALITY, help="Largest share of the source's numbers that is missing."),

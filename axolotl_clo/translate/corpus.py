@@ -61,9 +61,10 @@ class Corpus:
             pairs: the texts of each row in source and target.
             scores: what `Scorer` found for them; rows in another language or left untranslated are not learned from.
         """
-        usual = [pairs[i] for i in _usual(scores)]
-        usual = sorted(usual, key=lambda pair: (checksum(pair[0]), *pair))[:MAX_ROWS]
-        rows = Bitext.of(usual)
+        usual = [pairs[i] for i in _usual(scores) if pairs[i][0]]
+        rows = Bitext.of(sorted(usual, key=lambda pair: (checksum(pair[0]), *pair))[:MAX_ROWS])
+        if not len(rows):
+            return cls(0, Lengths.fit(rows.source.sizes, rows.target.sizes), None)
         aligned = whole = np.ones(len(rows), dtype=np.bool_)
         for _ in range(_ROUNDS):
             corpus = cls._learn(rows, aligned, whole)

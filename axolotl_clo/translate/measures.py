@@ -103,11 +103,14 @@ def copied_share(source: str, target: str, spaced: bool = True) -> float:
 
 def is_copy(source: str, target: str) -> bool:
     """Whether a translation is its source, although there is something to translate: a word that is no name."""
-    return source.strip() == target.strip() and any(len(word) > 1 and _is_ordinary(word) for word in source.split())
+    return source.strip() == target.strip() and any(map(_is_ordinary, source.split()))
 
 
 def _is_ordinary(word: str) -> bool:
-    return word == word.lower() and any(map(str.isalpha, word)) and not any(map(str.isdigit, word))
+    """Whether a word is no name, number or symbol: two small letters or more, or letters of a script without case."""
+    if word != word.lower() or any(map(str.isdigit, word)):
+        return False
+    return any(map(str.isalpha, word)) and (len(word) > 1 or word == word.upper())
 
 
 def repeated_share(items: Sequence[str]) -> float:

@@ -38,8 +38,7 @@ class Thresholds:
         max_length_ratio: likewise.
         max_length_deviation: distance from the usual length ratio, in spreads of its logarithm.
         min_completeness: log-odds that a translation is whole rather than cut off.
-        min_alignment: log-odds that the sides belong together rather than come from two rows. Off until it is known
-            to keep enough good rows.
+        min_alignment: log-odds that the sides belong together rather than come from two rows.
         max_numbers_missing: share of the source's numbers (0 to 1) that its translation lacks. Off, as many languages
             write numbers in words.
         min_round_trip_chrf: chrF (0 to 100) of the translation back; only where a round trip is asked for.
@@ -52,8 +51,8 @@ class Thresholds:
     min_length_ratio: float | None = None
     max_length_ratio: float | None = None
     max_length_deviation: float | None = 8.0
-    min_completeness: float | None = -2.5
-    min_alignment: float | None = None
+    min_completeness: float | None = -2.0
+    min_alignment: float | None = -1.25
     max_numbers_missing: float | None = None
     min_round_trip_chrf: float | None = 20.0
 
@@ -110,9 +109,12 @@ class Scorer:
                 "source_language": spoken[0],
                 "target_language": spoken[1],
                 "wrong_language": self._wrong(spoken),
+                "empty_texts": sum(
+                    bool(before.strip()) and not after.strip() for before, after in zip(*pair, strict=True)
+                ),
                 **self._row(*texts),
             }
-            for spoken, texts in zip(zip(*languages, strict=True), zip(*sides, strict=True), strict=True)
+            for pair, spoken, texts in zip(pairs, zip(*languages, strict=True), zip(*sides, strict=True), strict=True)
         ]
 
     def _wrong(self, languages: tuple[str | None, ...]) -> str | None:
@@ -139,7 +141,6 @@ class Scorer:
         numbers = set().union(*map(measures.numbers, source))
         loops = [self._repeats(*text) for text in texts]
         return {
-            "empty_texts": sum(bool(before.strip()) and not after.strip() for before, after in texts),
             "length_ratio": self._length_ratio(texts),
             "untranslated": self._untranslated(texts),
             "repetition": round(max((share for share, _ in loops), default=0.0), 3),

@@ -22,6 +22,7 @@ ENGLISH = "The weather is very nice today and we are going for a walk in the woo
 GERMAN = "Das Wetter ist heute sehr schön und wir machen einen Spaziergang im Wald."
 KOREAN = "오늘은 날씨가 아주 좋아서 우리는 숲으로 산책을 갑니다."
 CHINESE = "今天天气很好，我们要去树林里散步。"
+INVENTED = ("bem", "toi")  # languages that are not identified
 OFF = Thresholds(
     check_language=False,
     **{field.name: None for field in fields(Thresholds) if field.name != "check_language"},  # type: ignore[arg-type]
@@ -45,10 +46,10 @@ def starter_pairs(language: str, split: str) -> list[Pair]:
     ]
 
 
-def judge(pairs: list[Pair], language: str, thresholds: Thresholds | None = None) -> list[tuple[str, str] | None]:
-    scores = Scorer("en", language).score(pairs)
+def judge(pairs: list[Pair], language: str, source: str = "en") -> list[tuple[str, str] | None]:
+    scores = Scorer(source, language).score(pairs)
     more = Corpus.fit(pairs, scores).score(pairs)
-    return [reason({**own, **others}, thresholds or Thresholds()) for own, others in zip(scores, more, strict=True)]
+    return [reason({**own, **others}, Thresholds()) for own, others in zip(scores, more, strict=True)]
 
 
 def invented(rows: int, spaced: bool = True) -> list[Pair]:
@@ -147,6 +148,11 @@ def test_copied_words_are_untranslated() -> None:
     assert reason(scores, Thresholds()) == ("untranslated", f"untranslated {scores['untranslated']:g} > 0.4")
 
 
+def test_copied_words_in_a_script_without_spaces_are_untranslated() -> None:
+    assert Scorer("zh", "ja").score([([CHINESE], [CHINESE])])[0]["untranslated"] == 1
+    assert score(ENGLISH, f"{CHINESE[:8]} we are going for a walk in the woods", "zh")["untranslated"] > 0.6
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -154,6 +160,7 @@ def test_copied_words_are_untranslated() -> None:
         ("Call 030 1234 5678 by 12:30.", "Rufe bis 12:30 die 030 1234 5678 an."),
         ("Run `pip install the big package now` twice.", "Führe `pip install the big package now` zweimal aus."),
         ("Code:\n```\nfor line in the file print line\n```", "Code:\n```\nfor line in the file print line\n```"),
+        ("See https://example.org/a-long-walk_in-the-woods today", "https://example.org/a-long-walk_in-the-woods"),
         ("Anna Maria Lopez Garcia", "Anna Maria Lopez Garcia"),
     ],
 )
@@ -183,6 +190,13 @@ def test_output_that_says_the_same_over_and_over_is_repetition(target: str, lang
     found = why(ENGLISH, target, language, max_length_deviation=None)
     assert found is not None
     assert found[0] == "repetition"
+
+
+def test_what_the_source_repeats_may_be_repeated() -> None:
+    assert why("no, " * 40, "nein, " * 40) is None
+    assert why("ha" * 60, "ㅋ" * 60, "ko") is None
+    table = "| a | b |\n|" + "-" * 50 + "|" + "-" * 50 + "|\n| c | d |"
+    assert why(table, table.replace("a", "A")) is None
 
 
 def test_a_loop_at_the_end_of_a_long_text_is_repetition() -> None:
@@ -224,6 +238,12 @@ def test_a_translation_that_ends_in_any_scripts_punctuation_is_not_cut_off(end: 
     assert score("A title", "Ein Titel")["cut_off"] == 0
 
 
+def test_a_text_without_punctuation_is_not_cut_off_where_no_translation_has_any() -> None:
+    pairs = [(source, [text.rstrip(".。?？!！") for text in target]) for source, target in starter_pairs("zh", "train")]
+    reasons = judge(pairs, "zh")
+    assert reasons.count(None) / len(reasons) >= 0.97
+
+
 def test_texts_of_unusual_length_are_found() -> None:
     pairs = starter_pairs("ko", "train")
     pairs[5] = (pairs[5][0], [pairs[5][1][0], " ".join(pair[1][1] for pair in pairs[6:16])])
@@ -236,7 +256,7 @@ def test_texts_of_unusual_length_are_found() -> None:
 
 def test_alignment_needs_rows_and_says_so() -> None:
     pairs = invented(MIN_ROWS - 1)
-    corpus = Corpus.fit(pairs, Scorer("en", "bem").score(pairs))
+    corpus = Corpus.fit(pairs, Scorer(*INVENTED).score(pairs))
     assert {row["alignment"] for row in corpus.score(pairs)} == {None}
     assert corpus.describe()["alignment"] == f"off: fewer than {MIN_ROWS} rows to learn from"
 
@@ -246,19 +266,56 @@ def test_alignment_is_off_where_rows_cannot_be_told_from_mixed_ones() -> None:
     targets = [target for _, target in pairs]
     random.Random(1).shuffle(targets)
     pairs = [(source, target) for (source, _), target in zip(pairs, targets, strict=True)]
-    corpus = Corpus.fit(pairs, Scorer("en", "bem").score(pairs))
+    corpus = Corpus.fit(pairs, Scorer(*INVENTED).score(pairs))
     assert corpus.describe()["alignment"] == "off: rows cannot be told from mixed ones"
     assert {row["alignment"] for row in corpus.score(pairs)} == {None}
+
+
+@pytest.mark.parametrize("spaced", [True, False], ids=["words", "no spaces"])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_translations_of_other_rows_are_found(spaced: bool, share: float) -> None:
+    pairs = invented(1000, spaced)
+    wrong = list(range(int(share * len(pairs))))
+    pairs = lafand.spoil(pairs, wrong, "shuffled")
+    reasons = judge(pairs, *INVENTED)
+    assert sum(reasons[i] is not None for i in wrong) >= 0.95 * len(wrong)
+    assert sum(why is None for why in reasons[len(wrong) :]) >= 0.98 * (len(pairs) - len(wrong))
+
+
+def test_rows_that_were_not_learned_from_are_judged_as_well() -> None:
+    pairs = invented(1400)
+    corpus = Corpus.fit(pairs[:1000], Scorer(*INVENTED).score(pairs[:1000]))
+    new = lafand.spoil(pairs[1000:], list(range(200)), "shuffled")
+    found = [row["alignment"] for row in corpus.score(new)]
+    assert sum(value < Thresholds().min_alignment for value in found[:200]) >= 190  # type: ignore[operator]
+    assert sum(value >= Thresholds().min_alignment for value in found[200:]) >= 196  # type: ignore[operator]
 
 
 def test_the_corpus_is_the_same_for_the_same_rows_in_any_order() -> None:
     pairs = invented(600)
     mixed = random.Random(1).sample(pairs, len(pairs))
-    scorer = Scorer("en", "bem")
+    scorer = Scorer(*INVENTED)
     first, second, third = (Corpus.fit(rows, scorer.score(rows)) for rows in (pairs, pairs, mixed))
     assert first.score(pairs) == second.score(pairs) == third.score(pairs)
     assert first.describe() == third.describe()
     assert first.score(pairs[:7]) == first.score(pairs)[:7]
+
+
+def test_rows_with_several_texts_are_judged_by_all_of_them() -> None:
+    texts = invented(1800)
+    pairs: list[Pair] = [
+        ([*a[0], *b[0], *c[0]][: 1 + i % 3], [*a[1], *b[1], *c[1]][: 1 + i % 3])
+        for i, (a, b, c) in enumerate(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
+    ]
+    reasons = judge(pairs, *INVENTED)
+    assert reasons.count(None) >= 0.98 * len(pairs)
+    cut = [(source, [*target[:-1], target[-1][: len(target[-1]) // 3]]) for source, target in pairs]
+    corpus = Corpus.fit(pairs, Scorer(*INVENTED).score(pairs))
+    worse = [
+        whole["completeness"] > part["completeness"]
+        for whole, part in zip(*map(corpus.score, (pairs, cut)), strict=True)
+    ]
+    assert sum(worse) >= 0.98 * len(pairs)
 
 
 @pytest.mark.parametrize("pairs", [[], [([""], [""])], [([], [])], [(["```\nx = 1\n```"], ["```\nx = 1\n```"])]])
