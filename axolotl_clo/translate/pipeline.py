@@ -199,8 +199,10 @@ class Run:
         """What must not change between a run and the one that goes on with it; all that shapes a translation."""
         options = {key: value for key, value in asdict(self.task.options).items() if key not in _SAME_RESULT}
         options["base_url"] = _without_secrets(options["base_url"])
+        source = self.source.describe()
+        del source["revision"]  # the fingerprint is its commit, so that `--revision` goes on where the hub has moved on
         return {
-            **{f"source {key}": value for key, value in self.source.describe().items()},
+            **{f"source {key}": value for key, value in source.items()},
             **{f"--{key.replace('_', '-')}": value for key, value in options.items()},
             "--engine": self.task.engine,
             "--from": self.task.source,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from axolotl_clo.translate import protect, spans
 from axolotl_clo.translate.spans import SENTINEL
 
-NO_SPACE_AFTER_SENTENCE = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
+# Thai, Lao, Khmer, Burmese and Tibetan put no space between words, but one between sentences.
+NO_SPACE_AFTER_SENTENCE = frozenset({"zh", "yue", "wuu", "ja"})
 
 _MAKES_BLOCK = re.compile(r">|(?:[-+*]|\d{1,9}[.)]|#{1,6})(?:\s|$)")
 

@@ -242,18 +242,22 @@ def _detect(row: Mapping[str, Any], options: SourceOptions) -> str:
 
 
 def _one_of(row: Mapping[str, Any], usual: Iterable[str], given: str | None, option: str) -> str:
-    if given is not None:
-        if given in row:
-            return given
+    """The given column, else the first of the usual ones that is there."""
+    if given is not None and given not in row:
         near = difflib.get_close_matches(given, list(row), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"{option}: no column {given!r} in the source, which has {', '.join(row)}{hint}")
-    for column in usual:
-        if column in row:
-            return column
-    raise ValueError(
-        f"{option}: none of the columns {', '.join(usual)} is in the source, which has {', '.join(row)}; name it"
-    )
+    found = given or next((column for column in usual if column in row), None)
+    if found is None:
+        raise ValueError(
+            f"{option}: none of the columns {', '.join(usual)} is in the source, which has {', '.join(row)}; name it"
+        )
+    if isinstance(row[found], dict):  # as in the output of a run
+        raise ValueError(
+            f"{option}: column {found!r} is no text, but holds the fields {', '.join(row[found])}; if these are "
+            "languages, the rows are parallel already"
+        )
+    return found
 
 
 def _text(row: Mapping[str, Any], column: str, limit: int) -> str:

@@ -85,8 +85,8 @@ class Store:
         if differ := [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]:
             changes = "; ".join(f"{key}: {_short(before.get(key))} then, {_short(now.get(key))} now" for key in differ)
             raise OutputError(
-                f"--out: {self.out} was started with other input ({changes}). Give what it was started with to go on, "
-                "or another --out to start anew"
+                f"--out: {self.out} was started with other input ({changes}). Give what it was started with to go on "
+                "(a hub dataset's fingerprint is a commit, which --revision takes), or another --out to start anew"
             )
 
     def done(self, part: int) -> bool:

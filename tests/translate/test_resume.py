@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from translate.hub_server import Repository, serve
 
 from axolotl_clo.datasets import starter_folder
 from axolotl_clo.translate import translate
@@ -185,6 +186,34 @@ def test_a_source_that_changed_is_refused(source, tmp_path):
         stream.write('{"prompt": "New?", "response": "Yes."}\n')
     with pytest.raises(OutputError, match=r"started with other input \(source fingerprint"):
         _call(mine, tmp_path / "out")
+
+
+def test_a_hub_dataset_that_changed_is_refused_and_goes_on_at_its_old_commit(source, tmp_path):
+    hub = Repository("somebody/english", "train.jsonl", source.read_bytes())
+    before, out = hub.sha, tmp_path / "out"
+    command = [*_arguments(Path(hub.name), out), "--command", "cat", "--json"]
+    with serve(hub) as endpoint:
+        here = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+
+        def call(*more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*command, *more], env={**os.environ, **here}, cwd=tmp_path, capture_output=True, text=True
+            )
+
+        first = call()
+        assert first.returncode == 0, first.stderr
+        assert json.loads(first.stdout)["source"]["fingerprint"] == before
+        assert json.loads(first.stdout)["counts"]["source_rows"] == ROWS
+        files = _contents(out)
+        hub.commit_content(hub.content + b'{"prompt": "New?", "response": "Yes."}\n')
+        second = call()
+        assert second.returncode == 1
+        assert f'source fingerprint: "{before}" then, "{hub.sha}" now' in second.stderr
+        assert "which --revision takes" in second.stderr
+        assert _contents(out) == files
+        third = call("--revision", before)
+        assert third.returncode == 0, third.stderr
+        assert json.loads(third.stdout)["counts"] == json.loads(first.stdout)["counts"]
 
 
 def test_other_options_are_refused_by_name(source, tmp_path):

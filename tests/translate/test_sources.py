@@ -245,6 +245,14 @@ def test_the_hub_out_of_reach_is_said(tmp_path, monkeypatch):
         Source("nobody/nothing", SourceOptions())
 
 
+def test_rows_that_are_parallel_already_are_said_to_be(tmp_path):
+    row = {"prompt": {"en": "Hello", "ko": "안녕"}, "response": {"en": "Hi", "ko": "안녕"}}
+    with pytest.raises(
+        ValueError, match=r"column 'prompt' is no text, but holds the fields en, ko; .* parallel already"
+    ):
+        Source(_jsonl(tmp_path / "a.jsonl", [row]), SourceOptions())
+
+
 def test_unknown_preset(tmp_path):
     with pytest.raises(ValueError, match="--preset: 'x' is not one of auto, alpaca"):
         Source(_jsonl(tmp_path / "a.jsonl", ALPACA), SourceOptions(preset="x"))
