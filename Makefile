@@ -16,8 +16,9 @@ GRID ?= --small
 compare: $(VENV)/.installed
 	$(BIN)/python -m axolotl_clo.compare $(GRID)
 
+# A process for each core, up to four: each takes about 1.5 GB. They are slow with more than one thread each.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,14 +162,15 @@ def load_config(file: Path, **overrides: Any) -> Any:
 
 @contextmanager
 def one_run() -> Iterator[None]:
-    """Axolotl's fused LoRA kernels replace the attention class of the whole process; put it back after a run."""
+    """Put back what a run of Axolotl changes in the whole process: the attention class, what Ctrl-C does."""
     from transformers.models.llama.modeling_llama import LlamaAttention
 
-    forward = LlamaAttention.forward
+    forward, interrupt = LlamaAttention.forward, signal.getsignal(signal.SIGINT)
     torch.manual_seed(0)
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         LlamaAttention.forward = forward
         if "_original_forward" in vars(LlamaAttention):
             del LlamaAttention._original_forward
