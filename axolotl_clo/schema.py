@@ -172,6 +172,13 @@ class CLOConfig(_Section):
         description="T of the sampling over target languages, at least 1 (no unit): a language with n examples gets a "
         "share of n^(1/T). 1 leaves the data as it is; higher values even out the languages (arXiv 1907.05019).",
     )
+    eval_answers: int = Field(
+        8,
+        ge=0,
+        description="Held-out rows whose prompts the model answers in both languages at every evaluation (greedy, at "
+        "most 64 tokens, all in one batch on every rank). The share in the right language is logged as "
+        "`clo/fidelity_source` and `clo/fidelity_target`, the answers go to console and trackers. 0: off.",
+    )
     check_language: Literal["warn", "drop", "off"] = Field(
         "warn",
         description="What to do with a row whose response is identified as the other side's language.",

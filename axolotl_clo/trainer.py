@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 from axolotl.utils.logging import get_logger
 
+from axolotl_clo.answers import HeldOutPrompts, fidelity, show, track
 from axolotl_clo.logprobs import Batch
 from axolotl_clo.loss import SOURCE, TARGET, CLOTerms, clo_loss, clo_terms
 from axolotl_clo.model_card import add_clo_section
@@ -132,9 +133,9 @@ class CLOTrainer(ScoringTrainer):
         self._evaluated.append(torch.stack([c.double().cpu() for c in columns], dim=1))
         return clo_loss(terms, nll_weight=self.clo.nll_weight), None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self._evaluated = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         # Ranks pad their last batch with examples seen before: one entry for each example counts.
         parts = gather_object([row for batch in self._evaluated for row in batch])
         rows = torch.stack(list({int(row[0]): row for row in parts}.values()))
@@ -143,7 +144,24 @@ class CLOTrainer(ScoringTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         for name, value in self._means(self._metric_sums(terms, rows[:, 1])).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
+        if self.clo.eval_answers:
+            for name, value in self._answer(dataloader.dataset).items():
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    def _answer(self, rows: Any) -> dict[str, float]:
+        """Let the model answer held-out prompts; returns the share in the right language."""
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            LOG.warning_once(
+                "clo: FSDP 1 cannot generate from sharded weights; `clo.eval_answers` needs `fsdp_version: 2`"
+            )
+            return {}
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        answers = HeldOutPrompts(rows, self.clo, self.processing_class).ask(model, synced=self._is_sharded)
+        if self.is_world_process_zero():
+            show(answers, self.state.global_step)
+            track(answers, self.state.global_step, self.callback_handler.callbacks)
+        return fidelity(answers, self.clo)
 
     # ---- logging and the model card ----
 
