@@ -14,13 +14,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 import pytest
 import torch
 import yaml
 
 from axolotl_clo.datasets import starter_folder
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ["en", "zh", "de", "ko", "id", "sw", "yo"]

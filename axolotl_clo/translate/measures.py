@@ -21,13 +21,14 @@ STEM = 6
 _COPIED_WORDS, _COPIED_CHARACTERS = 3, 6  # shortest run that is copied rather than common to both languages
 _LONGEST_WORD = 40  # letters; what is longer is no word, and is measured by the character
 _PERIODS = 20  # longest loop, in words or characters
-_LEAVE = ("`", "://", "www.", "@", "#")
 _LEFT_AS_IS = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|(?:[a-z]+://|www\.)[!-~]+|(?<!\w)[@#]\w+", re.DOTALL)
 _END = regex.compile(r"(?r)[\p{Sentence_Terminal}…:;][\p{Pe}\p{Pf}\p{Pi}\"'*_`\s]*\Z")
 _NUMBER = regex.compile(r"\d{1,3}(?:[.,'\u00a0\u202f]\d{3}){1,4}(?!\d)|\d{1,15}")
 _NO_DIGIT = regex.compile(r"\D")
 _ACCENTS = re.compile("[\u0300-\u036f]+")
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
+_ASCII_WORD = re.compile("[A-Za-z0-9]+")
+_DIGIT = re.compile(r"\d")
 _NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 _RUN = regex.compile(rf"[{_NO_SPACES}][{_NO_SPACES}\p{{M}}]*")
 _IDEOGRAM = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
@@ -35,7 +36,8 @@ _IDEOGRAM = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
 
 def prose(text: str) -> str:
     """The text without what a translation leaves as it is: code, addresses, handles and tags."""
-    return _LEFT_AS_IS.sub(" ", text) if any(mark in text for mark in _LEAVE) else text
+    has_any = "`" in text or "@" in text or "#" in text or "://" in text or "www." in text
+    return _LEFT_AS_IS.sub(" ", text) if has_any else text
 
 
 def plain(text: str) -> str:
@@ -46,9 +48,9 @@ def plain(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text made `plain`; where words are not spaced, overlapping pieces of 2 (Chinese) or 4 letters."""
-    if not text.isascii():
-        text = _RUN.sub(_pieces, text)
-    return _WORD.findall(text)  # type: ignore[no-any-return, unused-ignore]
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    return _WORD.findall(_RUN.sub(_pieces, text))  # type: ignore[no-any-return, unused-ignore]
 
 
 def _pieces(match: regex.Match[str]) -> str:
@@ -69,6 +71,8 @@ def ends(text: str) -> bool:
 
 def numbers(text: str) -> set[int]:
     """The numbers written in digits of any script; separators of thousands are left out."""
+    if not _DIGIT.search(text):
+        return set()
     return {int(_NO_DIGIT.sub("", number)) for number in _NUMBER.findall(text)}
 
 

@@ -135,7 +135,13 @@ class Run:
             store.claim(self._identity())
             parts = self._translate(store, on_progress, on_estimate)
             publisher = Publisher(
-                store, parts, self.task.source, self.task.targets, self.thresholds, self.source.multi_turn
+                store,
+                parts,
+                self.task.source,
+                self.task.targets,
+                self.thresholds,
+                self.source.multi_turn,
+                1 if self.how.engine_workers else self.workers,
             )
             return publisher.publish(self._told())
 

@@ -7,7 +7,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from axolotl_clo.translate.card import dataset_card
 from axolotl_clo.translate.quality import Corpus, Thresholds, reason
 from axolotl_clo.translate.store import TURN, Store
+from axolotl_clo.translate.workers import in_order
 
 SHARD_ROWS = 50_000
 SAMPLE_ROWS = 5_000  # rows from which the corpus learns what is usual
@@ -27,14 +29,17 @@ class Publisher:
     """Filters the finished parts of a run and writes what users read."""
 
     def __init__(
-        self, store: Store, parts: int, source: str, targets: Sequence[str], thresholds: Thresholds, multi_turn: bool
+        self,
+        store: Store,
+        parts: int,
+        source: str,
+        targets: Sequence[str],
+        thresholds: Thresholds,
+        multi_turn: bool,
+        workers: int = 1,
     ) -> None:
         self.store, self.parts, self.source, self.targets = store, parts, source, tuple(targets)
-        self.thresholds, self.multi_turn = thresholds, multi_turn
-        self.dropped: dict[str, Counter[str]] = {target: Counter() for target in self.targets}
-        self.kept: Counter[str] = Counter()
-        self.unusable: Counter[str] = Counter()
-        self.rows = self.written = 0
+        self.thresholds, self.multi_turn, self.workers = thresholds, multi_turn, workers
 
     def publish(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write dataset, rejected rows, card and manifest; returns the manifest.
@@ -47,8 +52,10 @@ class Publisher:
         samples = {target: self._sample(target) for target in self.targets}
         corpora = {target: Corpus.fit(*sample) for target, sample in samples.items()}
         schema = self._schema({target: self._score_type(corpora[target], *samples[target]) for target in self.targets})
+        judge = _Judge(self.store, self.source, self.targets, self.thresholds, self.multi_turn, corpora, schema)
+        counts = Counts()
         with self.store.appending_text(folder / "rejected.jsonl") as rejected:
-            self._write_shards(folder / "data", schema, self._judged(corpora, rejected))
+            self._write_shards(folder / "data", schema, self._judged(judge, counts, rejected))
         manifest = {
             **run,
             "engine": self._engine(),
@@ -56,11 +63,11 @@ class Publisher:
             "thresholds": asdict(self.thresholds),
             "corpus": {target: corpus.describe() for target, corpus in corpora.items()},
             "counts": {
-                "source_rows": self.rows,
-                "unusable": dict(sorted(self.unusable.items())),
-                "rows": self.written,
+                "source_rows": counts.rows,
+                "unusable": dict(sorted(counts.unusable.items())),
+                "rows": counts.written,
                 "languages": {
-                    target: {"kept": self.kept[target], "dropped": dict(sorted(self.dropped[target].items()))}
+                    target: {"kept": counts.kept[target], "dropped": _sorted(counts.dropped, target)}
                     for target in self.targets
                 },
             },
@@ -89,58 +96,12 @@ class Publisher:
                 scores.append(json.loads(row[f"{target}.scores"]))
         return pairs, scores
 
-    def _judged(self, corpora: dict[str, Corpus], rejected: IO[str]) -> Iterator[list[Row]]:
+    def _judged(self, judge: _Judge, counts: Counts, rejected: IO[str]) -> Iterator[pa.Table]:
         """For each part the rows that are kept; the others go to `rejected`."""
-        for part in range(self.parts):
-            rows = self.store.read_part(part).to_pylist()
-            self.rows += len(rows)
-            scores = {target: _scores(rows, target, corpora[target]) for target in self.targets}
-            kept = []
-            for i, row in enumerate(rows):
-                found = {target: scores[target][i] for target in self.targets}
-                good = [target for target in self.targets if self._passes(row, target, found[target], rejected)]
-                if row["problem"] is not None:
-                    self.unusable[row["problem"]] += 1
-                    _reject(rejected, row, row["problem"], row["detail"])
-                elif good:
-                    kept.append(self._row(row, good, found))
-            self.written += len(kept)
-            yield kept
-
-    def _passes(self, row: Row, target: str, scores: Row | None, rejected: IO[str]) -> bool:
-        if row["problem"] is not None:
-            return False
-        if scores is None:
-            why: tuple[str, str] | None = ("not translated", row[f"{target}.failure"])
-        else:
-            why = reason(scores, self.thresholds)
-        if why is None:
-            self.kept[target] += 1
-            return True
-        self.dropped[target][why[0]] += 1
-        texts = {self.source: [turn["content"] for turn in row["turns"]], target: row[f"{target}.texts"]}
-        _reject(rejected, row, *why, language=target, texts=texts, scores=scores)
-        return False
-
-    def _row(self, row: Row, good: list[str], scores: dict[str, Row | None]) -> Row:
-        """The row as it is published; a language that did not pass is null."""
-        turns = {self.source: row["turns"]}
-        for target in self.targets:
-            texts = row[f"{target}.texts"] if target in good else None
-            turns[target] = texts and [
-                {"role": turn["role"], "content": text} for turn, text in zip(row["turns"], texts, strict=True)
-            ]
-        found = {
-            "id": row["id"],
-            "scores": {target: scores[target] if target in good else None for target in turns if target != self.source},
-        }
-        if self.multi_turn:
-            return {**found, "messages": turns}
-        return {
-            **found,
-            "prompt": {language: said and said[0]["content"] for language, said in turns.items()},
-            "response": {language: said and said[-1]["content"] for language, said in turns.items()},
-        }
+        for part in in_order(judge, self.parts, self.workers):
+            counts.add(part.counts)
+            rejected.write(part.rejected)
+            yield part.kept
 
     def _schema(self, scores: dict[str, pa.DataType]) -> pa.Schema:
         languages = [self.source, *self.targets]
@@ -170,17 +131,119 @@ class Publisher:
             ]
         )
 
-    def _write_shards(self, folder: Path, schema: pa.Schema, parts: Iterable[list[Row]]) -> None:
+    def _write_shards(self, folder: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
         """Shards of `SHARD_ROWS` rows or a little more; none where nothing passed, as `datasets` reads no empty one."""
         with ExitStack() as stack:
             writer, held, shards = None, 0, 0
-            for rows in filter(None, parts):
+            for rows in filter(len, parts):
                 if writer is None or held >= SHARD_ROWS:
                     stack.close()
                     writer = stack.enter_context(self.store.appending(folder / f"train-{shards:05d}.parquet", schema))
                     shards, held = shards + 1, 0
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                writer.write_table(rows)
                 held += len(rows)
+
+
+@dataclass
+class Counts:
+    """Rows by what became of them.
+
+    Attributes:
+        rows: of the source.
+        written: kept in at least one language.
+        unusable: by problem.
+        kept: by language.
+        dropped: by language and reason.
+    """
+
+    rows: int = 0
+    written: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, more: Counts) -> None:
+        self.rows += more.rows
+        self.written += more.written
+        self.unusable += more.unusable
+        self.kept += more.kept
+        self.dropped += more.dropped
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A part after the filter: rows that are kept, lines for those that are not."""
+
+    kept: pa.Table
+    rejected: str
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Filters one part at a time, in whatever process."""
+
+    store: Store
+    source: str
+    targets: tuple[str, ...]
+    thresholds: Thresholds
+    multi_turn: bool
+    corpora: dict[str, Corpus]
+    schema: pa.Schema
+
+    def __call__(self, part: int) -> _Judged:
+        rows = self.store.read_part(part).to_pylist()
+        scores = {target: _scores(rows, target, self.corpora[target]) for target in self.targets}
+        counts, kept, rejected = Counts(rows=len(rows)), [], StringIO()
+        for i, row in enumerate(rows):
+            found = {target: scores[target][i] for target in self.targets}
+            good = [target for target in self.targets if self._passes(row, target, found[target], counts, rejected)]
+            if row["problem"] is not None:
+                counts.unusable[row["problem"]] += 1
+                _reject(rejected, row, row["problem"], row["detail"])
+            elif good:
+                kept.append(self._row(row, good, found))
+        counts.written = len(kept)
+        return _Judged(pa.Table.from_pylist(kept, schema=self.schema), rejected.getvalue(), counts)
+
+    def _passes(self, row: Row, target: str, scores: Row | None, counts: Counts, rejected: IO[str]) -> bool:
+        if row["problem"] is not None:
+            return False
+        if scores is None:
+            why: tuple[str, str] | None = ("not translated", row[f"{target}.failure"])
+        else:
+            why = reason(scores, self.thresholds)
+        if why is None:
+            counts.kept[target] += 1
+            return True
+        counts.dropped[target, why[0]] += 1
+        texts = {self.source: [turn["content"] for turn in row["turns"]], target: row[f"{target}.texts"]}
+        _reject(rejected, row, *why, language=target, texts=texts, scores=scores)
+        return False
+
+    def _row(self, row: Row, good: list[str], scores: dict[str, Row | None]) -> Row:
+        """The row as it is published; a language that did not pass is null."""
+        turns = {self.source: row["turns"]}
+        for target in self.targets:
+            texts = row[f"{target}.texts"] if target in good else None
+            turns[target] = texts and [
+                {"role": turn["role"], "content": text} for turn, text in zip(row["turns"], texts, strict=True)
+            ]
+        found = {
+            "id": row["id"],
+            "scores": {target: scores[target] if target in good else None for target in turns if target != self.source},
+        }
+        if self.multi_turn:
+            return {**found, "messages": turns}
+        return {
+            **found,
+            "prompt": {language: said and said[0]["content"] for language, said in turns.items()},
+            "response": {language: said and said[-1]["content"] for language, said in turns.items()},
+        }
+
+
+def _sorted(dropped: Counter[tuple[str, str]], target: str) -> dict[str, int]:
+    return {why: number for (language, why), number in sorted(dropped.items()) if language == target}
 
 
 def _pair(row: Row, target: str) -> tuple[list[str], list[str]]:

@@ -9,13 +9,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -24,6 +25,9 @@ from axolotl_clo.translate.sources import SourceRow
 from axolotl_clo.translate.translator import Cost, Task, Translator
 
 AHEAD = 2  # parts in flight for each worker, so that none waits for the next
+FEWEST_CALLS = 10  # for each worker, from which on it is worth starting
+
+Out = TypeVar("Out")
 
 
 class Part(NamedTuple):
@@ -67,12 +71,14 @@ def processes(task: Task, parts: Iterable[Part], workers: int) -> Iterator[Resul
         EngineError: an engine cannot go on, or a worker died.
     """
     context = multiprocessing.get_context("spawn")
-    gpus, slots = visible_gpus(), context.Queue()
-    for i in range(workers):
-        slots.put(gpus[i % len(gpus)] if gpus else None)
+    slots = context.Queue()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(task, slots))
-    left, running = iter(parts), set[Future[Result]]()
+    left = iter(parts)
     try:
+        running = {pool.submit(_work, part) for part in islice(left, workers)}
+        gpus = visible_gpus()  # takes as long as the workers take to start
+        for i in range(workers):
+            slots.put(gpus[i % len(gpus)] if gpus else None)
         while True:
             running |= {pool.submit(_work, part) for part in islice(left, workers * AHEAD - len(running))}
             if not running:
@@ -81,15 +87,66 @@ def processes(task: Task, parts: Iterable[Part], workers: int) -> Iterator[Resul
             for future in done:
                 yield future.result()
     except BrokenProcessPool as error:
-        raise EngineError(
-            "a worker process died, of too little memory perhaps: finished parts are safe; run the same command again "
-            "with fewer --workers"
-        ) from error
+        raise _died() from error
     finally:
-        children = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:  # they may be in the middle of a part nobody wants
-            child.terminate()
+        _end(pool)
+
+
+def in_order(call: Callable[[int], Out], count: int, workers: int) -> Iterator[Out]:
+    """``call(0)``, ``call(1)`` and so on, in processes of this machine where there is enough to do for several.
+
+    Args:
+        call: can be pickled.
+        count: how many calls.
+        workers: processes.
+
+    Raises:
+        EngineError: a worker died.
+    """
+    if workers == 1 or count < workers * FEWEST_CALLS:
+        yield from map(call, range(count))
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_caller, initargs=(call,)
+    )
+    left, running = iter(range(count)), deque[Future[Out]]()
+    try:
+        while True:
+            running.extend(pool.submit(_call, i) for i in islice(left, workers * AHEAD - len(running)))
+            if not running:
+                return
+            yield running.popleft().result()
+    except BrokenProcessPool as error:
+        raise _died() from error
+    finally:
+        _end(pool)
+
+
+def _died() -> EngineError:
+    return EngineError(
+        "a worker process died, of too little memory perhaps: finished parts are safe; run the same command again "
+        "with fewer --workers"
+    )
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    children = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in children:  # they may be in the middle of something nobody wants
+        child.terminate()
+
+
+_CALL: Any = None
+
+
+def _start_caller(call: Any) -> None:
+    global _CALL
+    _live_with_parent()
+    _CALL = call
+
+
+def _call(i: int) -> Any:
+    return _CALL(i)
 
 
 _TRANSLATOR: Translator | None = None
@@ -98,14 +155,18 @@ _START_ERROR: Exception | None = None
 
 def _start_worker(task: Task, slots: Any) -> None:
     global _TRANSLATOR, _START_ERROR
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    _live_with_parent()
     if (gpu := slots.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _TRANSLATOR = Translator(task)
     except Exception as error:
         _START_ERROR = error  # raised with the first part: an error here would only break the pool
+
+
+def _live_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
