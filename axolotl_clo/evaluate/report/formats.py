@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -201,7 +202,6 @@ def in_order(configs: Iterable[tuple[Path, dict[str, Any], str]]) -> list[tuple[
 
 def train_command(file: Path, text: str) -> Command:
     """The command that trains a config; one taken from a model card has to be saved under some name first."""
-    name = "config.yml" if file.suffix == ".md" else file.name
-    return Command(f"axolotl train {name}", text)
+    return Command(f"axolotl train {'config.yml' if file.suffix == '.md' else shlex.quote(str(file))}", text)
 
 
