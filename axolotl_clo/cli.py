@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from axolotl_clo import cli_evaluate
+
 if TYPE_CHECKING:
     from axolotl_clo.translate import pipeline
 
@@ -262,6 +264,8 @@ def inspect(
             title = f"left out ({key}): row {row['id']}, {row['detail']}"
             console.print(_side_by_side(title, row.get("texts") or {}))
 
+
+app.command()(cli_evaluate.report)
 
 _OF_THE_COMMAND = {"source", "to", "out", "from_", "engine", "price", "filter_rows", "dry_run", "as_json"}
 
