@@ -127,7 +127,8 @@ def _by_rows(
         points = list(zip(rows, (entry.score.value for entry in entries), strict=True))
         dots = [(x, seed) for x, entry in zip(rows, entries, strict=True) for seed in entry.score.by_seed]
         name = METHODS.get(method, method).replace("SFT, then DPO", "SFT→DPO")
-        series.append(svg.Series(name, style[entries[0].run.name], points, dots))
+        intervals = [None if entry.score.by_seed else entry.interval for entry in entries]
+        series.append(svg.Series(name, style[entries[0].run.name], points, dots, intervals))
     if not series or scored.number is None:
         return None
     base = scored.entries.get(reference.name) if reference and not reference.rows else None
@@ -162,7 +163,7 @@ def training_curves(runs: Sequence[Run], style: Mapping[str, int]) -> list[Figur
         for key, rows in ((known, "training rows"), (f"eval_{known}", "held-out rows")):
             series = [
                 svg.Series(
-                    one_line(curves.name, _LABEL), style[run.name], _averaged(curves.points[key]), (), rows != "training rows"
+                    one_line(curves.name, _LABEL), style[run.name], _averaged(curves.points[key]), marked=rows != "training rows"
                 )
                 for run, curves in logged
                 if key in curves.points

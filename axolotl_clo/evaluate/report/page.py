@@ -16,7 +16,7 @@ from axolotl_clo.evaluate.report import figures, svg
 from axolotl_clo.evaluate.report.analysis import Analysis, Entry, Language, SideBySide, Table
 from axolotl_clo.evaluate.report.names import language_name, score_name
 from axolotl_clo.evaluate.report.noise import RESAMPLES, Verdict
-from axolotl_clo.evaluate.report.runs import METHODS, Score, seed_spread
+from axolotl_clo.evaluate.report.runs import METHODS, SOURCE, Score, seed_spread
 from axolotl_clo.evaluate.report.texts import MAX_CHARACTERS, languages_of, one_line, shown
 from axolotl_clo.evaluate.statistics import Interval
 
@@ -93,7 +93,10 @@ def _render(template: str, analysis: Analysis, command: str, version: str) -> st
         last_values=figures.last_values(analysis.runs),
         bars=lambda table: _bars(table, style),
         shares=svg.shares,
-        answers={language: [_cells(row) for row in rows] for language, rows in analysis.answers.items()},
+        answers={
+            language: [_cells(row) for row in analysis.answers[language]]
+            for language in sorted(analysis.answers, key=lambda language: (language == SOURCE, language))
+        },
         matrix=_matrix,
         judgements=[judgement for run in analysis.runs for judgement in run.judgements],
         resamples=RESAMPLES,
@@ -197,7 +200,7 @@ def _cells(row: SideBySide) -> tuple[SideBySide, str, list[Cell | str]]:
 def value_text(score: Score) -> str:
     """A score with its unit."""
     if score.is_share:
-        return f"{100 * score.value:.1f} %"
+        return f"{100 * score.value:.1f}\u00a0%"
     return f"{score.value:.3f}" if abs(score.value) < 100 else f"{score.value:,.0f}"
 
 

@@ -41,12 +41,12 @@ class Proficiency:
     @property
     def definition(self) -> str:
         if not self.keys:
-            return f"{self.title} is not shown: no accuracy-like score of the language is shared."
-        what = "starter rows, answers the model gave offline" if _OFFLINE.match(self.keys[0].task) else "benchmarks"
+            return f"{self.title}: none, as the runs have no accuracy-like score of the language."
+        what = "on the held-out starter rows" if _OFFLINE.match(self.keys[0].task) else "benchmarks that all runs share"
         names = [score_name(key) for key in self.keys]
         if len(names) == 1:
-            return f"{self.title} is {names[0]} ({what})."
-        return f"{self.title} is the mean of {len(names)} scores, each with the same weight: {'; '.join(names)} ({what})."
+            return f"{self.title}: {names[0]} ({what})."
+        return f"{self.title}: the mean of {len(names)} scores of equal weight ({what}), which are {'; '.join(names)}."
 
 
 def proficiency(runs: Sequence[Run], language: str) -> Proficiency:

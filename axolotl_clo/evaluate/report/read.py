@@ -80,9 +80,11 @@ def _read(path: Path, name: str, prefix: bool) -> list[Run]:
 
 def _quickstart(path: Path, name: str, prefix: bool) -> list[Run]:
     models = sorted(card.parent for card in path.glob("*/README.md"))
-    before = _folder(path / "scores-before", f"{name}: before" if prefix else "before training")
-    after = _folder(path / "scores-after", name if prefix else "after training", also=models)
-    return [*(replace(run, method=BASE) for run in before), *after]
+    before, after = f"{name}: " if prefix else "", name if prefix else ""
+    base = _folder(path / "scores-before", f"{before}base")
+    trained = _folder(path / "scores-after", after, also=models)
+    named = (replace(run, name=run.name or METHODS.get(run.method or "", "trained")) for run in trained)
+    return [*(replace(run, method=BASE) for run in base), *named]
 
 
 def _comparison(path: Path, prefix: str) -> list[Run]:

@@ -33,12 +33,13 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A line through `points`, with single dots beside it, such as those of seeds."""
+    """A line through `points`, with an interval at each, if known, and single dots beside it, such as those of seeds."""
 
     label: str
     style: int
     points: Sequence[tuple[float, float]]
     dots: Sequence[tuple[float, float]] = ()
+    intervals: Sequence[tuple[float, float] | None] = ()
     marked: bool = True
 
 
@@ -131,6 +132,7 @@ def lines(
     box = (58.0, 14.0, width - min(longest + 16, width * 0.36), height - 46.0)
     xs = [x for s in series for x, _ in (*s.points, *s.dots)]
     ys = [y for s in series for _, y in (*s.points, *s.dots)] + ([level[1]] if level else [])
+    ys += [y for s in series for interval in s.intervals for y in interval or ()]
     low, high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) * 0.5, max(xs) * 2 or 1.0)
     x = Axis(low, high, box[0] + 8, box[2], log_x)
     y = Axis(*padded(ys, 0.02 * (max(map(abs, ys)) or 1.0), within), box[3], box[1])
@@ -143,6 +145,9 @@ def lines(
         labels.append(level[0])
     for s in series:
         points = [(x(px), y(py)) for px, py in s.points]
+        for (px, _), interval in zip(s.points, s.intervals, strict=False):
+            if interval:
+                parts.append(_line((x(px), y(interval[0])), (x(px), y(interval[1])), s.style, "ci"))
         parts.append(_path(points, s.style, "line"))
         parts += [_dot(x(px), y(py), s.style) for px, py in s.dots]
         if s.marked:
@@ -187,7 +192,7 @@ def swatch(style: int) -> Markup:
 
 def text_width(text: str) -> float:
     """About how wide a label is: characters beyond Latin are taken as square."""
-    return sum(FONT if ord(c) > 0x2E7F else FONT * 0.56 for c in text)
+    return sum(FONT if ord(c) > 0x2E7F else FONT * 0.6 for c in text)
 
 
 def _svg(size: tuple[int, int], parts: Sequence[str], description: str) -> Markup:
@@ -287,7 +292,7 @@ def _labels(labels: Sequence[str], centres: Sequence[tuple[float, float]], area:
                 cx, cy = x + reach * math.cos(angle), y + reach * math.sin(angle)
                 left = cx if math.cos(angle) > 0.3 else cx - width if math.cos(angle) < -0.3 else cx - width / 2
                 place = (left, cy - FONT / 2 - 1, left + width, cy + FONT / 2 + 1)
-                cost = sum(_overlap(place, other) for other in taken) + 4 * _outside(place, area) + reach + step / 16
+                cost = 3 * sum(_overlap(place, other) for other in taken) + _outside(place, area) + reach + step / 16
                 if best is None or cost < best[0]:
                     best = (cost, place)
         assert best is not None
@@ -306,7 +311,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _outside(a: Box, area: Box) -> float:
-    return sum((max(0.0, area[0] - a[0]), max(0.0, area[1] - a[1]), max(0.0, a[2] - area[2]), max(0.0, a[3] - area[3]))) * 20
+    return sum((max(0.0, area[0] - a[0]), max(0.0, area[1] - a[1]), max(0.0, a[2] - area[2]), max(0.0, a[3] - area[3]))) * 100
 
 
 def _apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
