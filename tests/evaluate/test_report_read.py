@@ -32,14 +32,18 @@ def harness_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     """A model without weights, scored and written by the harness itself."""
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.dummy import DummyLM
     from lm_eval.tasks import TaskManager
+
+    class WithoutTokenizer(DummyLM):
+        tokenizer = None  # the harness would look for one on the hub
 
     folder = tmp_path_factory.mktemp("harness")
     tracker = EvaluationTracker(output_path=str(folder))
     tasks = ["axolotl_clo_ko_fidelity", "axolotl_clo_ko_preference", "axolotl_clo_en_bits_per_byte"]
     manager = TaskManager(include_path=str(task_folder()))
     results = simple_evaluate(
-        "dummy", tasks=tasks, task_manager=manager, limit=5, evaluation_tracker=tracker, bootstrap_iters=0
+        WithoutTokenizer(), tasks=tasks, task_manager=manager, limit=5, evaluation_tracker=tracker, bootstrap_iters=0
     )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
