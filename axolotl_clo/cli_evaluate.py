@@ -17,21 +17,22 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Folders or files with lm-eval results, trainer states, verdicts or answers of a model each; the folder "
-            "of a quickstart or a comparison holds several.",
+            help="Folders or files with lm-eval results, trainer states, verdicts or answers of a model each; the "
+            "folder of a quickstart or a comparison holds several.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write report.html and report.md to.")] = Path("report"),
     name: Annotated[
-        list[str] | None, typer.Option(help="Name of a run: give one for each, in their order. Default: the folders' names.")
+        list[str] | None,
+        typer.Option(help="Name of a run: give one for each, in their order. Default: the folders' names."),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(help="Name of the run all others are compared with. Default: the base model, or the first run."),
     ] = None,
 ) -> None:
-    """Put several runs on one page: target proficiency against English retention, every score with its interval and a test
-    against the base model, training curves, data efficiency, answers side by side, commands and versions.
+    """Put several runs on one page: target proficiency against English retention, every score with its interval and a
+    test against the base model, training curves, data efficiency, answers side by side, commands and versions.
 
     **Examples**
 

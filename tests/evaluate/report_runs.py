@@ -47,7 +47,13 @@ def write_results(
             results[task][f"{metric}_stderr,none"] = stderr
         if samples:
             lines = [
-                _sample(i, task, prompt, {m: d[prompt] for m, d in metrics.items() if prompt in d}, (answers or {}).get(task))
+                _sample(
+                    i,
+                    task,
+                    prompt,
+                    {m: d[prompt] for m, d in metrics.items() if prompt in d},
+                    (answers or {}).get(task),
+                )
                 for i, prompt in enumerate(next(iter(metrics.values())))
             ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -64,12 +70,17 @@ def write_results(
         "groups": of_groups,
         "group_subtasks": {task: [] for task in tasks} | dict(groups or {}),
         "configs": {task: {"task": task, "dataset_path": task.rsplit("_", 1)[0]} for task in tasks},
-        "n-shot": {task: shots for task in tasks},
+        "n-shot": dict.fromkeys(tasks, shots),
         "higher_is_better": {
             task: {metric: metric != "bits_per_byte" for metric in metrics} for task, metrics in tasks.items()
         },
         "n-samples": {task: {"effective": len(next(iter(metrics.values())))} for task, metrics in tasks.items()},
-        "config": {"model": "hf", "model_args": {"pretrained": model, "api_key": "sk-123"}, "batch_size": 8, "limit": None},
+        "config": {
+            "model": "hf",
+            "model_args": {"pretrained": model, "api_key": "sk-123"},
+            "batch_size": 8,
+            "limit": None,
+        },
         "date": float(date[:4]) * 1e6,
         "pretty_env_info": "PyTorch version: 2.13.0\n",
         "transformers_version": "5.16.1",
@@ -83,7 +94,9 @@ def write_results(
     return file
 
 
-def _sample(i: int, task: str, prompt: str, metrics: Mapping[str, Any], answers: Mapping[str, str] | None) -> dict[str, Any]:
+def _sample(
+    i: int, task: str, prompt: str, metrics: Mapping[str, Any], answers: Mapping[str, str] | None
+) -> dict[str, Any]:
     doc: dict[str, Any] = {"question": prompt}
     if task.startswith("axolotl_clo_"):
         doc = {"prompt": prompt, "language": task.split("_")[2]}

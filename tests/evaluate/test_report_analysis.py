@@ -28,13 +28,16 @@ def score(values: list[float], task: str = "clo_de_task", metric: str = "acc") -
 
 
 def test_holm_s_adjustment() -> None:
-    # The example of Holm's method: 0.01 · 3, then 0.03 · 2, then 0.04 · 1, which may not be smaller than the one before.
+    # 0.01 · 3, then 0.03 · 2, then 0.04 · 1, which may not be smaller than the one before.
     assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert adjusted([]) == []
 
 
 def test_a_difference_is_noise_until_documents_show_it() -> None:
-    few, many = (compare(score([1.0] * right + [0.0] * wrong), score([0.0] * (right + wrong))) for right, wrong in ((2, 8), (20, 12)))
+    few, many = (
+        compare(score([1.0] * right + [0.0] * wrong), score([0.0] * (right + wrong)))
+        for right, wrong in ((2, 8), (20, 12))
+    )
     assert judge({"run": few}, True)["run"].kind == "noise"
     assert judge({"run": many}, True)["run"].kind == "better"
     assert judge({"run": many}, False)["run"].kind == "worse"
@@ -145,7 +148,10 @@ def test_the_base_model_is_the_reference_unless_another_is_named(tmp_path: Path)
 
 
 def test_a_score_of_seeds_is_the_mean_over_them() -> None:
-    runs = [Run(name, Path(name), scores={score(values).key: score(values)}) for name, values in (("a", [1.0, 0.0]), ("b", [1.0, 1.0]))]
+    runs = [
+        Run(name, Path(name), scores={score(values).key: score(values)})
+        for name, values in (("a", [1.0, 0.0]), ("b", [1.0, 1.0]))
+    ]
     merged = merge_seeds("both", runs)
     (found,) = merged.scores.values()
     assert (found.value, found.by_seed, dict(found.documents)) == (0.75, (0.5, 1.0), {"d0": 1.0, "d1": 0.5})
@@ -167,7 +173,9 @@ def test_other_prompts_than_the_others_are_told(tmp_path: Path) -> None:
     found = analysed(tmp_path / "base", tmp_path / "clo", tmp_path / "sft")
     assert found.asked == {"de": 3}
     assert all(row.answers["sft"] is None for row in found.answers["de"])
-    assert any(note.startswith("sft: answered other prompts in de") and "same --prompts" in note for note in found.notes)
+    assert any(
+        note.startswith("sft: answered other prompts in de") and "same --prompts" in note for note in found.notes
+    )
 
 
 def test_empty_answers_and_templates_that_differ_are_told(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The page in a real browser: accessible by axe-core's rules, and no wider than a phone.
 
-Needs Chromium (`apt-get install chromium`) and axe-core (`npm install axe-core`, its `axe.min.js` in the variable AXE_CORE).
+Needs Chromium (`apt-get install chromium`) and axe-core (`npm install axe-core`), whose `axe.min.js` the environment
+variable AXE_CORE names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ axe.run({resultTypes: ['violations']}).then(found => {
 def test_the_page_breaks_no_rule_of_accessibility(tmp_path: Path, width: int, dark: bool) -> None:
     assert CHROMIUM
     assert AXE
-    runs = [whole_run(tmp_path / name, name, rows, 10 + rows // 40) for name, rows in (("base", 0), ("sft", 400), ("clo", 800))]
+    runs = [
+        whole_run(tmp_path / name, name, rows, 10 + rows // 40)
+        for name, rows in (("base", 0), ("sft", 400), ("clo", 800))
+    ]
     html, _ = written(tmp_path / "out", *runs)
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)  # which would not let the check run
     page = tmp_path / "checked.html"

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ from report_runs import (
 
 from axolotl_clo.evaluate.report import svg, write_report
 from axolotl_clo.evaluate.report.texts import shown
-
-VOID = {"meta", "link", "br", "col", "img", "input", "path", "rect", "circle", "polygon"}
 
 
 class Page(HTMLParser):
@@ -54,7 +53,9 @@ def whole_run(folder: Path, method: str, rows: int, right: int, judged: bool = F
     """A run with everything."""
     write_starter_run(folder, right, right // 2, model=f"org/{folder.name}")
     write_trainer_state(folder / "checkpoint-40", 40, 2.0 + rows / 1000)
-    write_answers(folder / "answers.jsonl", [("de", f"Frage {i}?", f"Antwort {i} von {folder.name}.") for i in range(9)])
+    write_answers(
+        folder / "answers.jsonl", [("de", f"Frage {i}?", f"Antwort {i} von {folder.name}.") for i in range(9)]
+    )
     if method != "base":
         write_config(folder / f"{method}.yml", None if method == "sft" else method, rows)
     if judged:
@@ -75,7 +76,17 @@ def test_ten_runs_make_a_small_page_with_every_section(ten: tuple[str, str]) -> 
     html, markdown = ten
     assert len(html.encode()) < 3_000_000
     sections = {value for name, value in Page(html).attributes if name == "id"}
-    assert sections == {"glance", "trade-off", "efficiency", "scores", "judge", "training", "answers", "method", "commands"}
+    assert sections == {
+        "glance",
+        "trade-off",
+        "efficiency",
+        "scores",
+        "judge",
+        "training",
+        "answers",
+        "method",
+        "commands",
+    }
     assert "German: " in markdown
     assert "57.1 / 28.6 / 14.3" in markdown
 
@@ -99,7 +110,10 @@ def test_charts_and_tables_have_names(ten: tuple[str, str]) -> None:
     charts = re.findall(r'<svg class="chart"[^>]*>', ten[0])
     assert charts
     assert all('role="img"' in chart and re.search(r'aria-label="[^"]{20,}"', chart) for chart in charts)
-    assert all("higher is better →" in text or "lower is better" in text for text in re.findall(r'class="title".*?</svg>', ten[0]))
+    assert all(
+        "higher is better →" in text or "lower is better" in text
+        for text in re.findall(r'class="title".*?</svg>', ten[0])
+    )
     assert page.text.count("within noise") > 3
 
 
@@ -120,15 +134,15 @@ ATTACKS = [
 
 
 def test_what_models_and_names_hold_is_text(tmp_path: Path) -> None:
-    for attack in ATTACKS:
-        assert attack  # each stands in an answer, a prompt, a name, a model and a judge below
     run = tmp_path / "run"
     write_starter_run(run, 10, 5, model=ATTACKS[1])
     write_answers(run / "answers.jsonl", [("de", attack, attack) for attack in ATTACKS[:6]])
     write_config(run / "clo.yml", "clo", 8, base_model="<script>x</script>")
     write_judgement(run, 5, 2, 1)
     file = run / "judge.json"
-    file.write_text(file.read_text().replace("judge-8b", ATTACKS[0]).replace('"model": "clo"', f'"model": "{ATTACKS[1]}"'))
+    file.write_text(
+        file.read_text().replace("judge-8b", ATTACKS[0]).replace('"model": "clo"', f'"model": "{ATTACKS[1]}"')
+    )
     html, markdown = written(tmp_path / "out", run, names=("".join(ATTACKS),))
     page = Page(html)
     assert not {"script", "iframe", "img"} & set(page.tags)
@@ -198,12 +212,12 @@ def test_runs_with_curves_alone_make_a_page(tmp_path: Path) -> None:
 
 def test_nothing_is_written_where_something_cannot_be_read(tmp_path: Path) -> None:
     write_starter_run(tmp_path / "run", 10, 5, version="0.4.1")
-    with pytest.raises(ValueError, match="0.4.11 and later"):
+    with pytest.raises(ValueError, match=r"0\.4\.11 and later"):
         write_report([tmp_path / "run"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     write_starter_run(tmp_path / "good", 10, 5)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--out: .*file is a file; give a folder"):
+    with pytest.raises(ValueError, match=r"--out: .*file is a file; give a folder"):
         write_report([tmp_path / "good"], tmp_path / "file")
 
 
@@ -221,7 +235,7 @@ def test_the_command_says_what_to_do(tmp_path: Path) -> None:
 def test_labels_at_the_ends_of_lines_stand_apart() -> None:
     places = svg._apart([10.0, 11.0, 12.0, 90.0], 0, 100)
     assert places == sorted(places)
-    assert all(b - a >= svg.FONT + 1.9 for a, b in zip(places, places[1:], strict=False))
+    assert all(b - a >= svg.FONT + 1.9 for a, b in pairwise(places))
 
 
 def test_ticks_are_round_and_inside() -> None:

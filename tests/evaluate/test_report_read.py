@@ -1,4 +1,4 @@
-"""What `axolotl-clo report` reads: the harness's files, Axolotl's, and those of this package; and files it cannot read."""
+"""What `axolotl-clo report` reads: files of the harness, of Axolotl and of this package; and what it cannot read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_results_of_the_harness_are_read(harness_run: tuple[Path, dict[str, Any]
         assert len(score.documents) == 5
         assert math.fsum(score.documents.values()) / 5 == pytest.approx(score.value)
     assert {(answer.language, answer.text) for answer in run.answers} == {("ko", "lol")}
-    assert "--tasks axolotl_clo_ko_fidelity,axolotl_clo_ko_preference,axolotl_clo_en_bits_per_byte" in run.commands[0].text
+    assert (
+        "--tasks axolotl_clo_ko_fidelity,axolotl_clo_ko_preference,axolotl_clo_en_bits_per_byte" in run.commands[0].text
+    )
     assert any("--limit 5" in note for note in run.notes)
 
 
@@ -287,7 +289,10 @@ def test_names_fit_the_runs(tmp_path: Path) -> None:
     paths = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
     assert [run.name for run in read_runs(paths)] == ["x/run", "y/run"]
     named: list[Run] = read_runs(paths, ["base", "CLO 1,600 rows"])
-    assert [(run.name, run.method, run.rows) for run in named] == [("base", "base", None), ("CLO 1,600 rows", "clo", 1600)]
+    assert [(run.name, run.method, run.rows) for run in named] == [
+        ("base", "base", None),
+        ("CLO 1,600 rows", "clo", 1600),
+    ]
     with pytest.raises(ValueError, match="1 names for 2 runs; give one --name for each run"):
         read_runs(paths, ["a"])
     with pytest.raises(ValueError, match="'a' stands for more than one run"):

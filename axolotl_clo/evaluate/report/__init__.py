@@ -1,12 +1,11 @@
 """`axolotl-clo report`: one page and a Markdown table of several runs.
 
-`read.py` finds what folders hold (`harness.py`, `formats.py`, `documents.py`), `analysis.py` says what it means (`noise.py`,
-`proficiency.py`), and `page.py` shows it (`figures.py`, `svg.py`, `texts.py`, `templates/`).
+`read.py` finds what folders hold (`harness.py`, `formats.py`, `documents.py`), `analysis.py` says what it means
+(`noise.py`, `proficiency.py`), and `page.py` shows it (`figures.py`, `svg.py`, `texts.py`, `templates/`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,5 +57,5 @@ def write_report(
     for name, text in pages.items():
         partial = folder / f".{name}.partial"
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, folder / name)
+        partial.replace(folder / name)
     return analysis

@@ -119,7 +119,9 @@ def _reference(runs: Sequence[Run], name: str | None) -> Run | None:
     if name is not None:
         names = [run.name for run in runs]
         if name not in names:
-            raise ValueError(f"--reference: no run with scores is called {name!r}; there are {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"--reference: no run with scores is called {name!r}; there are {', '.join(names) or 'none'}"
+            )
         return runs[names.index(name)]
     return next((run for run in runs if run.method == BASE), runs[0] if runs else None)
 
@@ -154,17 +156,13 @@ def _table(key: ScoreKey, runs: Sequence[Run], reference: Run | None) -> Table:
     return Table(key, better, entries, [run.name for run in runs if run.name not in scores])
 
 
-def _entries(
-    runs: Sequence[Run], scores: dict[str, Score], reference: Run | None, better: bool | None
-) -> list[Entry]:
+def _entries(runs: Sequence[Run], scores: dict[str, Score], reference: Run | None, better: bool | None) -> list[Entry]:
     against = scores.get(reference.name) if reference else None
     verdicts = {
         run.name: compare(scores[run.name], against) for run in runs if against is not None and run is not reference
     }
     judged = judge(verdicts, better)
-    return [
-        Entry(run, scores[run.name], score_interval(scores[run.name]), judged.get(run.name)) for run in runs
-    ]
+    return [Entry(run, scores[run.name], score_interval(scores[run.name]), judged.get(run.name)) for run in runs]
 
 
 def _answered(runs: Sequence[Run]) -> set[str]:
@@ -204,18 +202,18 @@ def _notes(analysis: Analysis, runs: Sequence[Run]) -> Iterator[str]:
             yield from language.number.notes
         for table in language.tables:
             yield from _documents_that_differ(table)
-    for language, shown in analysis.answers.items():
-        answered = [run for run in runs if any(answer.language == language for answer in run.answers)]
+    for code, shown in analysis.answers.items():
+        answered = [run for run in runs if any(answer.language == code for answer in run.answers)]
         lacking = [run.name for run in answered if shown and all(row.answers[run.name] is None for row in shown)]
         if lacking:
             yield (
-                f"{', '.join(lacking)}: answered other prompts in {language} than the runs shown side by side; generate "
-                "the answers of all runs with the same --prompts"
+                f"{', '.join(lacking)}: answered other prompts in {code} than the runs shown side by side; "
+                "generate the answers of all runs with the same --prompts"
             )
-        empty = {run.name: sum(not a.text.strip() for a in run.answers if a.language == language) for run in answered}
+        empty = {run.name: sum(not a.text.strip() for a in run.answers if a.language == code) for run in answered}
         for name, count in empty.items():
             if count:
-                yield f"{name}: {count} answers in {language} are empty; they count as wrong"
+                yield f"{name}: {count} answers in {code} are empty; they count as wrong"
 
 
 def _documents_that_differ(table: Table) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """A score of the harness as the mean of one number for each document, which is what paired tests need.
 
-The harness stores, for each document, what its aggregation takes: a number, or a pair of which a ratio or an F1 is made.
-A ratio and an F1 are no means, so they are replaced by their linearisation: numbers whose mean is the score and whose
-variance is that of the score to first order (the delta method for a ratio, the jackknife for F1; Efron and Tibshirani
-1993, "An Introduction to the Bootstrap", chapters 11 and 21). Which rule holds for a score is not looked up by its name:
-it is the one that gives the value in the results file.
+The harness stores, for each document, what its aggregation takes: a number, or a pair of which a ratio or an F1 is
+made. A ratio and an F1 are no means, so they are replaced by their linearisation: numbers whose mean is the score and
+whose variance is that of the score to first order (the delta method for a ratio, the jackknife for F1; Efron and
+Tibshirani 1993, "An Introduction to the Bootstrap", chapters 11 and 21). Which rule holds for a score is not looked up
+by its name: it is the one that gives the value in the results file.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -163,7 +164,10 @@ def training_curves(runs: Sequence[Run], style: Mapping[str, int]) -> list[Figur
         for key, rows in ((known, "training rows"), (f"eval_{known}", "held-out rows")):
             series = [
                 svg.Series(
-                    one_line(curves.name, _LABEL), style[run.name], _averaged(curves.points[key]), marked=rows != "training rows"
+                    one_line(curves.name, _LABEL),
+                    style[run.name],
+                    _averaged(curves.points[key]),
+                    marked=rows != "training rows",
                 )
                 for run, curves in logged
                 if key in curves.points
@@ -188,7 +192,7 @@ def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     if len(points) <= MAX_POINTS:
         return list(points)
     cuts = [len(points) * i // MAX_POINTS for i in range(MAX_POINTS + 1)]
-    stretches = [points[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    stretches = [points[a:b] for a, b in pairwise(cuts)]
     return [(sum(x for x, _ in s) / len(s), sum(y for _, y in s) / len(s)) for s in stretches]
 
 

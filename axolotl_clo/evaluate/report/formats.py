@@ -56,7 +56,11 @@ def read_curves(file: Path, name: str) -> Curves | None:
     for entry in history:
         for key, value in entry.items():
             known = key.removeprefix("eval_")
-            if (known == "loss" or known.startswith("clo/")) and isinstance(value, int | float) and math.isfinite(value):
+            if (
+                (known == "loss" or known.startswith("clo/"))
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            ):
                 points[key].append((float(entry.get("step", 0)), float(value)))
     return Curves(name, {key: sorted(found) for key, found in points.items()}) if points else None
 
@@ -134,10 +138,10 @@ def read_judgement(file: Path) -> Judgement:
         raise ValueError(f"{file}: format {data.get('format')!r}; {JUDGE_FORMAT!r} is read: judge again")
     try:
         tallies = tuple(_tally(language, found) for language, found in data["languages"].items())
-        names = [str(data[side]["model"]) for side in ("a", "b")]
+        first, second = (str(data[side]["model"]) for side in ("a", "b"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: lacks {error}, so it is not whole; judge again") from None
-    return Judgement(*names, str(data.get("judge")), tallies, sum((data.get("unjudged") or {}).values()))
+    return Judgement(first, second, str(data.get("judge")), tallies, sum((data.get("unjudged") or {}).values()))
 
 
 def _tally(language: str, found: Mapping[str, Any]) -> Tally:
@@ -146,7 +150,10 @@ def _tally(language: str, found: Mapping[str, Any]) -> Tally:
         controlled = controlled.get("win_rate")
     return Tally(
         language,
-        *(int(found[name]) for name in ("n", "wins", "ties", "losses")),
+        int(found["n"]),
+        int(found["wins"]),
+        int(found["ties"]),
+        int(found["losses"]),
         float(found["win_rate"]),
         (float(interval[0]), float(interval[1])) if interval else None,
         float(controlled) if controlled is not None else None,
@@ -203,5 +210,3 @@ def in_order(configs: Iterable[tuple[Path, dict[str, Any], str]]) -> list[tuple[
 def train_command(file: Path, text: str) -> Command:
     """The command that trains a config; one taken from a model card has to be saved under some name first."""
     return Command(f"axolotl train {'config.yml' if file.suffix == '.md' else shlex.quote(str(file))}", text)
-
-

@@ -65,7 +65,9 @@ def read_results(file: Path) -> Results:
                 documents=per_document(raw, value, parts if len(leaves) > 1 else None),
                 count=len(raw) or _count(data, leaves),
             )
-    notes = [] if samples.files else [f"{file.name} has no samples beside it, so no test by document: add --log_samples"]
+    notes = (
+        [] if samples.files else [f"{file.name} has no samples beside it, so no test by document: add --log_samples"]
+    )
     limit = data["config"].get("limit")
     if limit:
         notes.append(f"scored with --limit {limit:g}: the first documents of each task alone")
@@ -86,12 +88,15 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: not a whole JSON file ({error}); score the model again, or remove the file") from None
+        raise ValueError(
+            f"{file}: not a whole JSON file ({error}); score the model again, or remove the file"
+        ) from None
     again = "score the model again with `pip install 'lm_eval>=0.4.11'`, or leave this run out"
     version = data.get("lm_eval_version") if isinstance(data, dict) else None
     if version is None:
         raise ValueError(
-            f"{file}: names no lm_eval_version, so it is no results file of lm-evaluation-harness 0.4.11 or later; {again}"
+            f"{file}: names no lm_eval_version, so it is no results file of lm-evaluation-harness 0.4.11 or later; "
+            f"{again}"
         )
     if tuple(map(int, re.findall(r"\d+", str(version))[:3])) < OLDEST:
         raise ValueError(f"{file}: written by lm-evaluation-harness {version}; 0.4.11 and later are read; {again}")
@@ -210,7 +215,7 @@ def _samples(file: Path) -> Iterator[_Sample]:
 
 
 def document_key(doc: Any, hash_: str = "") -> str:
-    """What two runs know a document by: its prompt where it has one, which several tasks share, or the harness's hash."""
+    """What two runs know a document by: its prompt where it has one, which tasks share, else the harness's hash."""
     if isinstance(doc, dict) and isinstance(doc.get("prompt"), str) and isinstance(doc.get("language"), str):
         return hashlib.sha256(f"{doc['language']}\n{doc['prompt']}".encode()).hexdigest()[:16]
     return hash_[:16]
@@ -239,7 +244,9 @@ def _command(data: Mapping[str, Any]) -> str:
 
 def hide_secret(name: str, value: Any) -> Any:
     """The value of an option, unless its name is that of a secret."""
-    return "(hidden)" if value and isinstance(value, str) and _SECRET.search(name) and "tokenizer" not in name else value
+    return (
+        "(hidden)" if value and isinstance(value, str) and _SECRET.search(name) and "tokenizer" not in name else value
+    )
 
 
 def _versions(data: Mapping[str, Any]) -> dict[str, str]:

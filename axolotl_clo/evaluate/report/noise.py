@@ -101,9 +101,7 @@ def compare(score: Score, other: Score) -> Verdict:
     if not error:
         return Verdict("untested", difference)
     p_value = float(2 * stats.norm.sf(abs(difference) / error))
-    return Verdict(
-        "noise", difference, Interval(difference - _Z * error, difference + _Z * error), p_value, "unpaired"
-    )
+    return Verdict("noise", difference, Interval(difference - _Z * error, difference + _Z * error), p_value, "unpaired")
 
 
 def judge(verdicts: Mapping[_Name, Verdict], higher_is_better: bool | None) -> dict[_Name, Verdict]:

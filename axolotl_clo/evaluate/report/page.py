@@ -134,7 +134,9 @@ def summary(analysis: Analysis) -> list[str]:
         others = [entry for entry in language.entries.values() if entry.verdict]
         if not others or reference not in language.entries:
             continue
-        better, worse = (sum(entry.verdict.kind == kind for entry in others if entry.verdict) for kind in ("better", "worse"))
+        better, worse = (
+            sum(entry.verdict.kind == kind for entry in others if entry.verdict) for kind in ("better", "worse")
+        )
         base = value_text(language.entries[reference].score)
         top, *rest = sorted(language.entries.values(), key=lambda entry: -entry.score.value)
         lead = f"highest is {top.run.name} with {value_text(top.score)} ({reference}: {base})"

@@ -1,7 +1,8 @@
 """One number for a language: target proficiency, or English retention.
 
-It is the mean of one accuracy-like score of each task of the language that all runs share: of the benchmarks where there
-are any, else of the starter rows'. A mean over other tasks would be another number, so tasks that a run lacks do not count.
+It is the mean of one accuracy-like score of each task of the language that all runs share: of the benchmarks where
+there are any, else of the starter rows'. A mean over other tasks would be another number, so tasks that a run lacks do
+not count.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def _missing(
 def mean_score(language: str, parts: Sequence[Score]) -> Score:
     """The mean of scores as a score of its own, with documents where all parts have them.
 
-    A document that several tasks share counts once, with all that was scored on it: its share of the variance is that of
-    the sum. With K tasks of n_k documents x and means μ_k, document d of N weighs in as
+    A document that several tasks share counts once, with all that was scored on it: its share of the variance is that
+    of the sum. With K tasks of n_k documents x and means μ_k, document d of N weighs in as
     mean + N · Σ_k (x_kd − μ_k) / (K n_k), whose mean is the score.
     """
     count = len(parts)

@@ -12,7 +12,7 @@ from typing import Any
 from axolotl_clo.evaluate.report import formats
 from axolotl_clo.evaluate.report.harness import Results, read_results
 from axolotl_clo.evaluate.report.names import method_in, rows_in
-from axolotl_clo.evaluate.report.runs import BASE, METHODS, Curves, Run, merge_seeds
+from axolotl_clo.evaluate.report.runs import BASE, METHODS, Curves, Run, Score, ScoreKey, merge_seeds
 
 # Folders with nothing to read and possibly very many files.
 _SKIPPED = {"prepared", "last_run_prepared", ".work", ".git", "wandb", "__pycache__"}
@@ -35,7 +35,9 @@ def read_runs(paths: Sequence[Path], names: Sequence[str] = ()) -> list[Run]:
     if not paths:
         raise ValueError(f"RUN: no runs are given; give one or more folders with {_ACCEPTED}")
     if names and len(names) != len(paths):
-        raise ValueError(f"--name: {len(names)} names for {len(paths)} runs; give one --name for each run, in their order")
+        raise ValueError(
+            f"--name: {len(names)} names for {len(paths)} runs; give one --name for each run, in their order"
+        )
     for path in paths:
         if not path.exists():
             raise ValueError(f"RUN: {path} does not exist; give a folder with {_ACCEPTED}")
@@ -100,12 +102,12 @@ def _comparison(path: Path, prefix: str) -> list[Run]:
         runs.append(replace(base, notes=tuple(notes)))
     cells: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
     for file in sorted(path.glob("runs/*/scores.json")):
-        method, language, rows, seed = file.parent.name.rsplit("-", 3)
+        method, language, size, seed = file.parent.name.rsplit("-", 3)
         scores, answers, configs = formats.read_compared(file)
         commands = [formats.train_command(*found) for found in _configs(file.parent, configs)]
-        found = Run(file.parent.name, file.parent, method, int(rows), scores=scores, answers=tuple(answers))
+        found = Run(file.parent.name, file.parent, method, int(size), scores=scores, answers=tuple(answers))
         curves = _curves(_files(file.parent), f"seed {seed}")
-        cells[method, language, int(rows)].append(
+        cells[method, language, int(size)].append(
             replace(found, commands=tuple(commands), curves=tuple(curves), versions=said)
         )
     languages = {language for _, language, _ in cells}
@@ -193,7 +195,8 @@ def _folder(path: Path, name: str, also: Sequence[Path] = ()) -> list[Run]:
     ordered = formats.in_order((file, options, text) for file, (options, text, _) in _once(read))
     method, rows = formats.method_and_rows([options for _, options, _ in ordered])
     commands = tuple(formats.train_command(file, text) for file, _, text in ordered)
-    versions = {"axolotl": version for _, (_, _, version) in read if version}
+    told = [version for _, (_, _, version) in read if version]
+    versions = {"axolotl": told[-1]} if told else {}
 
     of_models: dict[str, list[Results]] = defaultdict(list)
     for result in results:
@@ -222,7 +225,7 @@ def _folder(path: Path, name: str, also: Sequence[Path] = ()) -> list[Run]:
 
 def _once(read: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
     """Configs without those told twice, as in a YAML and in the card of the model it made."""
-    outputs = {}
+    outputs: dict[str, tuple[Path, Any]] = {}
     for file, found in sorted(read, key=lambda pair: pair[0].suffix == ".md"):
         outputs.setdefault(str(found[0].get("output_dir")), (file, found))
     return list(outputs.values())
@@ -231,7 +234,8 @@ def _once(read: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
 def _of_results(run: Run, results: Sequence[Results]) -> Run:
     """Put results files of one model together; a score in several is that of the latest."""
     latest = sorted(results, key=lambda result: result.date)
-    scores, notes = {}, list(run.notes)
+    scores: dict[ScoreKey, Score] = {}
+    notes = list(run.notes)
     for result in latest:
         if again := len(scores.keys() & result.scores.keys()):
             notes.append(f"{again} scores stand in several results files; those of {result.file.name} are shown")

@@ -1,7 +1,7 @@
 """Charts as inline SVG: axes, scatter, lines and bars.
 
-Colours and strokes are the page's (classes `s0`, `s1`, … of its style sheet), so that light and dark follow it. A run has a
-marker shape beside its colour, and labels stand at the marks.
+Colours and strokes are the page's (classes `s0`, `s1`, … of its style sheet), so that light and dark follow it. A run
+has a marker shape beside its colour, and labels stand at the marks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A line through `points`, with an interval at each, if known, and single dots beside it, such as those of seeds."""
+    """A line through `points`, with an interval at each, if known, and single dots, such as those of seeds."""
 
     label: str
     style: int
@@ -104,9 +104,13 @@ def scatter(
     parts = [_frame(x, y, box, nice_ticks(x.low, x.high), nice_ticks(y.low, y.high), form, form, titles)]
     for mark in marks:
         if mark.x_interval:
-            parts.append(_line((x(mark.x_interval[0]), y(mark.y)), (x(mark.x_interval[1]), y(mark.y)), mark.style, "ci"))
+            parts.append(
+                _line((x(mark.x_interval[0]), y(mark.y)), (x(mark.x_interval[1]), y(mark.y)), mark.style, "ci")
+            )
         if mark.y_interval:
-            parts.append(_line((x(mark.x), y(mark.y_interval[0])), (x(mark.x), y(mark.y_interval[1])), mark.style, "ci"))
+            parts.append(
+                _line((x(mark.x), y(mark.y_interval[0])), (x(mark.x), y(mark.y_interval[1])), mark.style, "ci")
+            )
     for style, places in paths:
         parts.append(_path([(x(marks[i].x), y(marks[i].y)) for i in places], style, "join"))
     centres = [(x(mark.x), y(mark.y)) for mark in marks]
@@ -157,7 +161,7 @@ def lines(
     for label, wanted, place in zip(labels, ends, _apart(ends, box[1] + 4, box[3]), strict=True):
         text = _fitted(label, width - box[2] - 14)
         parts.append(f'<path class="lead" d="M{box[2] + 2:.1f} {wanted:.1f}L{box[2] + 9:.1f} {place:.1f}"/>')
-        parts.append(f'<text class="name" x="{box[2] + 11:.1f}" y="{place + 4:.1f}">{escape(text)}</text>')
+        parts.append(_text("name", box[2] + 11, place + 4, text))
     return _svg(size, parts, description)
 
 
@@ -215,24 +219,25 @@ def _frame(
     drawn = ""
     for tick in y_ticks:
         drawn += f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{right:.1f}"/>'
-        drawn += f'<text class="tick" text-anchor="end" x="{left - 6:.1f}" y="{y(tick) + 4:.1f}">{escape(y_form(tick))}</text>'
+        drawn += _text("tick", left - 6, y(tick) + 4, y_form(tick), "end")
     last = -math.inf
     for tick in x_ticks:
         drawn += f'<path class="grid" d="M{x(tick):.1f} {bottom:.1f}v5"/>'
         if x(tick) - last >= text_width(x_form(tick)) + 8:
-            drawn += (
-                f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{bottom + 18:.1f}">'
-                f"{escape(x_form(tick))}</text>"
-            )
+            drawn += _text("tick", x(tick), bottom + 18, x_form(tick), "middle")
             last = x(tick)
     drawn += f'<path class="axis" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>'
     middle = (top + bottom) / 2
-    drawn += f'<text class="title" text-anchor="middle" x="{(left + right) / 2:.1f}" y="{bottom + 38:.1f}">{escape(titles[0])}</text>'
+    drawn += _text("title", (left + right) / 2, bottom + 38, titles[0], "middle")
     drawn += (
         f'<text class="title" text-anchor="middle" transform="translate(13 {middle:.1f}) rotate(-90)">'
         f"{escape(titles[1])}</text>"
     )
     return drawn
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text class="{kind}" text-anchor="{anchor}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], style: int, kind: str) -> str:
@@ -302,7 +307,7 @@ def _labels(labels: Sequence[str], centres: Sequence[tuple[float, float]], area:
         near = (min(max(x, place[0]), place[2]), min(max(y, place[1]), place[3]))
         if math.dist(near, (x, y)) > 14:
             drawn.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{near[0]:.1f} {near[1]:.1f}"/>')
-        drawn.append(f'<text class="name" x="{place[0]:.1f}" y="{place[3] - 4:.1f}">{escape(label)}</text>')
+        drawn.append(_text("name", place[0], place[3] - 4, label))
     return drawn
 
 
@@ -311,7 +316,10 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _outside(a: Box, area: Box) -> float:
-    return sum((max(0.0, area[0] - a[0]), max(0.0, area[1] - a[1]), max(0.0, a[2] - area[2]), max(0.0, a[3] - area[3]))) * 100
+    return (
+        sum((max(0.0, area[0] - a[0]), max(0.0, area[1] - a[1]), max(0.0, a[2] - area[2]), max(0.0, a[3] - area[3])))
+        * 100
+    )
 
 
 def _apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
