@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from axolotl_clo.evaluate.report.runs import BASE, METHODS, Curves, Run
 from axolotl_clo.evaluate.report.texts import one_line
 
 WIDE, NARROW = (760, 440), (420, 360)
-MAX_POINTS = 160  # of a curve; more are averaged
+MAX_POINTS = 80  # of a curve; more are averaged
 _STYLE_OF = {BASE: 0, "clo": 1, "sft": 2, "sft_dpo": 3, "orpo": 4, "dpo": 5, "simpo": 6, "kto": 7, "ipo": 6}
 _LABEL = 26
 
@@ -162,16 +162,16 @@ def training_curves(runs: Sequence[Run], style: Mapping[str, int]) -> list[Figur
     found = []
     for known in (*_CURVE_TITLES, *sorted({key.removeprefix("eval_") for key in keys} - _CURVE_TITLES.keys())):
         for key, rows in ((known, "training rows"), (f"eval_{known}", "held-out rows")):
-            series = [
-                svg.Series(
-                    one_line(curves.name, _LABEL),
-                    style[run.name],
-                    _averaged(curves.points[key]),
-                    marked=rows != "training rows",
-                )
-                for run, curves in logged
-                if key in curves.points
-            ]
+            shown = [(run, curves) for run, curves in logged if key in curves.points]
+            lines_of: Counter[int] = Counter()
+            series = []
+            # Of a method's runs that with the most rows is the unbroken line.
+            for run, curves in sorted(shown, key=lambda pair: -(pair[0].rows or 0)):
+                line, number = style[run.name], lines_of[style[run.name]]
+                lines_of[line] += 1
+                points, marked = _averaged(curves.points[key]), rows != "training rows"
+                label = one_line(curves.name, _LABEL)
+                series.append(svg.Series(label, line, points, marked=marked, dash=number))
             if not series:
                 continue
             title, axis = _CURVE_TITLES.get(known, (known, known))

@@ -156,7 +156,9 @@ def summary(analysis: Analysis) -> list[str]:
             if not lost and not gained:
                 said.append(f"English: no run differs from {reference} beyond noise.")
             else:
-                said.append(f"English: {_count(lost, len(kinds))} below {reference} beyond noise, {gained} above.")
+                said.append(
+                    f"English: {_count(lost, len(kinds))} below {reference} beyond noise, {gained or 'none'} above."
+                )
     return said
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 FONT = 12.0  # height of a label in user units
 _STYLES = 8  # colours and shapes; s0 is the base model's
+_DASHES = 4
 
 Box = tuple[float, float, float, float]
 
@@ -33,7 +34,10 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A line through `points`, with an interval at each, if known, and single dots, such as those of seeds."""
+    """A line through `points`, with an interval at each, if known, and single dots, such as those of seeds.
+
+    `dash` tells apart lines of one style; 0 is unbroken.
+    """
 
     label: str
     style: int
@@ -41,6 +45,7 @@ class Series:
     dots: Sequence[tuple[float, float]] = ()
     intervals: Sequence[tuple[float, float] | None] = ()
     marked: bool = True
+    dash: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def lines(
         for (px, _), interval in zip(s.points, s.intervals, strict=False):
             if interval:
                 parts.append(_line((x(px), y(interval[0])), (x(px), y(interval[1])), s.style, "ci"))
-        parts.append(_path(points, s.style, "line"))
+        parts.append(_path(points, s.style, f"line dash{s.dash % _DASHES}" if s.dash else "line"))
         parts += [_dot(x(px), y(py), s.style) for px, py in s.dots]
         if s.marked:
             parts += [_marker(*point, s.style, 4.5) for point in points]
