@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import pytest
@@ -31,9 +31,10 @@ CHECK = """
 document.querySelectorAll('details').forEach(d => d.open = true);
 axe.run({resultTypes: ['violations']}).then(found => {
   const told = {violations: found.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html]),
-                width: document.documentElement.scrollWidth, window: innerWidth};
+                width: document.documentElement.scrollWidth, window: innerWidth,
+                dark: matchMedia('(prefers-color-scheme: dark)').matches};
   const place = document.createElement('div'); place.id = 'told'; place.textContent = JSON.stringify(told);
-  document.body.append(place);
+  parent.document.body.append(place);
 });
 </script>
 """
@@ -49,13 +50,17 @@ def test_the_page_breaks_no_rule_of_accessibility(tmp_path: Path, width: int, da
     ]
     html, _ = written(tmp_path / "out", *runs)
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)  # which would not let the check run
-    page = tmp_path / "checked.html"
-    page.write_text(html.replace("</body>", CHECK % AXE.read_text(encoding="utf-8") + "</body>"), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    html = html.replace("</body>", CHECK % AXE.read_text(encoding="utf-8") + "</body>")
+    # A window of Chromium is at least 500 wide, so the page lies in a frame.
+    frame = f'<!doctype html><body><iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{escape(html)}">'
+    page = tmp_path / "framed.html"
+    page.write_text(frame, encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,900"]
     command += ["--blink-settings=preferredColorScheme=0"] if dark else []
     command += ["--virtual-time-budget=60000", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     (said,) = re.findall(r'<div id="told">(.*?)</div>', dom, re.DOTALL)
     told = json.loads(unescape(said))
     assert told["violations"] == []
-    assert told["width"] <= told["window"]
+    assert told["dark"] == dark
+    assert told["width"] <= told["window"] == width

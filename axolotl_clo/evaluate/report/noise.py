@@ -84,7 +84,7 @@ def standard_error(score: Score) -> float | None:
 
 def compare(score: Score, other: Score) -> Verdict:
     """Test one score of two runs, on the same documents where both files tell of them."""
-    common = sorted(score.documents.keys() & other.documents.keys())
+    common = [document for document in score.documents if document in other.documents]
     if len(common) > 1:
         a, b = ([side.documents[document] for document in common] for side in (score, other))
         if set(a) | set(b) <= {0.0, 1.0}:
