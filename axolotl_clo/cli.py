@@ -265,7 +265,7 @@ def inspect(
             console.print(_side_by_side(title, row.get("texts") or {}))
 
 
-app.command()(cli_evaluate.report)
+cli_evaluate.register(app)
 
 _OF_THE_COMMAND = {"source", "to", "out", "from_", "engine", "price", "filter_rows", "dry_run", "as_json"}
 

@@ -12,6 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 
 
+def register(app: typer.Typer) -> None:
+    """Add the commands of evaluation to the `axolotl-clo` command."""
+    app.command()(report)
+
+
 def report(
     runs: Annotated[
         list[Path] | None,

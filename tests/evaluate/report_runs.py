@@ -98,7 +98,7 @@ def _sample(
     i: int, task: str, prompt: str, metrics: Mapping[str, Any], answers: Mapping[str, str] | None
 ) -> dict[str, Any]:
     doc: dict[str, Any] = {"question": prompt}
-    if task.startswith("axolotl_clo_"):
+    if task.endswith(("_fidelity", "_preference")):
         doc = {"prompt": prompt, "language": task.split("_")[2]}
     return {
         "doc_id": i,
@@ -123,7 +123,7 @@ def write_starter_run(folder: Path, fidelity: int, preference: int, language: st
     for code, right in ((language, fidelity), ("en", 32)):
         tasks[f"axolotl_clo_{code}_fidelity"] = {"fidelity_no_echo": zeros_and_ones(right, 32)}
         preferred = zeros_and_ones(preference if code == language else 32, 32)
-        tasks[f"axolotl_clo_{code}_preference"] = {"preference": preferred}
+        tasks[f"axolotl_clo_{code}_preference"] = {"preference_per_byte": preferred}
     return write_results(folder, tasks, **options)
 
 
@@ -147,7 +147,8 @@ def write_answers(file: Path, rows: Sequence[tuple[str, str, str]], form: str = 
         for i, (language, prompt, answer) in enumerate(rows)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    file.with_name(f"{file.name}.json").write_text(json.dumps({"format": form, "rows": len(rows)}), encoding="utf-8")
+    about = {"format": form, "rows": len(rows), "command": "axolotl-clo generate", "versions": {"torch": "2.13.0"}}
+    file.with_name(f"{file.name}.json").write_text(json.dumps(about), encoding="utf-8")
     return file
 
 

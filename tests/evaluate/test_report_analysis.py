@@ -10,7 +10,7 @@ from report_runs import write_answers, write_results, write_starter_run, zeros_a
 
 from axolotl_clo.evaluate.report.analysis import Analysis, analyse
 from axolotl_clo.evaluate.report.noise import adjusted, compare, judge, score_interval, standard_error
-from axolotl_clo.evaluate.report.proficiency import mean_score
+from axolotl_clo.evaluate.report.proficiency import Proficiency, mean_score, retention
 from axolotl_clo.evaluate.report.read import read_runs
 from axolotl_clo.evaluate.report.runs import Run, Score, ScoreKey, merge_seeds
 
@@ -105,7 +105,54 @@ def test_benchmarks_count_before_the_starter_rows(tmp_path: Path) -> None:
     assert german.number
     assert [key.metric for key in german.number.keys] == ["acc"]
     assert german.entries["clo"].score.value == 12 / 32
-    assert german.number.definition == "German proficiency: belebele: accuracy (benchmarks that all runs share)."
+    assert german.number.definition == "German proficiency: belebele: accuracy (benchmarks)."
+
+
+def write_benchmarks(folder: Path, target: int, english: int) -> Path:
+    """So many of 30 right in each language, on Belebele and in ten subjects of MMMLU and MMLU."""
+    tasks, groups = {}, {}
+    for code, subjects, right in (("de", "mmmlu", target), ("en", "mmlu", english)):
+        tasks[f"axolotl_clo_{code}_belebele"] = {"acc": zeros_and_ones(right, 30)}
+        names = [f"axolotl_clo_{code}_{subjects}_{i}" for i in range(10)]
+        tasks |= {name: {"acc": zeros_and_ones(right - 2, 30)} for name in names}
+        tasks[f"axolotl_clo_{code}_kobest"] = {"acc": zeros_and_ones(30, 30)}  # counts in no number
+        groups[f"clo_{code}_{subjects}"] = names
+    return write_results(folder, tasks, groups=groups)
+
+
+def test_proficiency_and_retention_are_those_of_the_benchmarks(tmp_path: Path) -> None:
+    write_benchmarks(tmp_path / "base", 12, 20)
+    write_benchmarks(tmp_path / "clo", 18, 17)
+    found = analysed(tmp_path / "base", tmp_path / "clo")
+    (german,) = found.targets
+    assert found.source
+    assert german.entries["clo"].score.value == pytest.approx((18 / 30 + 16 / 30) / 2)
+    retained = found.source.entries["clo"]
+    assert retained.score.value == pytest.approx((17 / 30 + 15 / 30) / (20 / 30 + 18 / 30))
+    assert retained.interval
+    assert retained.interval.low < retained.score.value < retained.interval.high
+    assert retained.verdict
+    assert retained.verdict.kind == "worse"
+    assert found.source.entries["base"].score.value == 1.0
+    assert found.source.entries["base"].interval is None
+    assert found.source.number
+    assert found.source.number.definition == (
+        "English retention: the mean of 2 scores of equal weight (benchmarks), which are belebele: accuracy; "
+        "mmlu: accuracy, divided by that of base."
+    )
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_resamples() -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(2)
+    base = (generator.random(400) < 0.7).astype(float)
+    trained = np.where(generator.random(400) < 0.9, base, 1 - base)
+    scores = {name: score(list(values), "clo_en_task") for name, values in (("base", base), ("clo", trained))}
+    number = retention(Proficiency("en", (), scores, ()), "base")
+    drawn = generator.integers(400, size=(4000, 400))
+    resampled = trained[drawn].mean(axis=1) / base[drawn].mean(axis=1)
+    assert standard_error(number.scores["clo"]) == pytest.approx(resampled.std(), rel=0.1)
 
 
 def test_a_task_that_a_run_lacks_does_not_count_and_is_named(tmp_path: Path) -> None:

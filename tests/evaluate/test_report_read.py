@@ -93,6 +93,15 @@ def test_a_ratio_and_an_f1_become_means_over_documents() -> None:
     assert math.fsum(found.values()) / 30 == pytest.approx(macro)
 
 
+def test_the_pass_rate_of_lines_and_words_becomes_a_mean_over_documents() -> None:
+    passes = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, None], "d": [None, None], "e": [1.0, 1.0]}
+    line, word = 3 / 4, 2 / 3
+    found = per_document(passes, 2 * line * word / (line + word))
+    assert math.fsum(found.values()) / 5 == pytest.approx(2 * line * word / (line + word))
+    # Documents that count for neither rate have no part in its spread.
+    assert found["d"] == pytest.approx(2 * line * word / (line + word))
+
+
 def test_the_spread_of_a_linearised_f1_is_that_of_its_resamples() -> None:
     import numpy as np
 
@@ -166,9 +175,14 @@ def test_a_run_is_all_that_lies_below_its_folder(tmp_path: Path) -> None:
     assert run.answers[0].text == "Ich."
     assert run.judgements[0].tallies[0].wins == 5
     told = " ".join(command.text + command.config for command in run.commands)
+    assert "axolotl-clo generate" in told
+    assert run.versions["torch"] == "2.13.0"
     assert "hf_secret" not in told
     assert "sk-123" not in told
-    assert [c.text.split("/")[-1] for c in run.commands if c.text.startswith("axolotl")] == ["sft.yml", "a-dpo.yml"]
+    assert [c.text.split("/")[-1] for c in run.commands if c.text.startswith("axolotl train")] == [
+        "sft.yml",
+        "a-dpo.yml",
+    ]
 
 
 def test_results_of_several_models_are_several_runs(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from axolotl_clo.evaluate.report.names import language_name
 from axolotl_clo.evaluate.report.noise import Verdict, compare, judge, score_interval
-from axolotl_clo.evaluate.report.proficiency import Proficiency, proficiency
+from axolotl_clo.evaluate.report.proficiency import OFFLINE, Proficiency, proficiency, retention
 from axolotl_clo.evaluate.report.runs import BASE, SHARES, SOURCE, Answer, Run, Score, ScoreKey
 from axolotl_clo.evaluate.statistics import Interval
 
@@ -129,10 +129,14 @@ def _reference(runs: Sequence[Run], name: str | None) -> Run | None:
 def _language(code: str | None, runs: Sequence[Run], reference: Run | None) -> Language:
     own = [run for run in runs if code in run.languages]
     number = proficiency(runs, code) if code else None
+    if number and code == SOURCE and reference:
+        number = retention(number, reference.name)
     entries, pairs = {}, {}
     if number and number.scores:
         with_number = [run for run in own if run.name in number.scores]
         entries = {e.run.name: e for e in _entries(with_number, dict(number.scores), reference, True)}
+        if number.base and reference:  # 100 % by definition
+            entries[reference.name] = replace(entries[reference.name], interval=None)
         pairs = {
             (a.name, b.name): compare(number.scores[a.name], number.scores[b.name])
             for a, b in combinations(with_number, 2)
@@ -145,8 +149,13 @@ def _language(code: str | None, runs: Sequence[Run], reference: Run | None) -> L
 def _order(key: ScoreKey) -> tuple[int, str, int, int, str]:
     metric = key.metric.partition(",")[0]
     place = SHARES.index(metric) if metric in SHARES else len(SHARES)
-    offline = key.task.startswith("axolotl_clo_")
-    return int(offline), key.task if place < len(SHARES) else f"~{key.task}", key.shots, place, key.metric
+    return (
+        int(bool(OFFLINE.match(key.task))),
+        key.task if place < len(SHARES) else f"~{key.task}",
+        key.shots,
+        place,
+        key.metric,
+    )
 
 
 def _table(key: ScoreKey, runs: Sequence[Run], reference: Run | None) -> Table:

@@ -37,7 +37,7 @@ def per_document(raw: Mapping[str, Any], reported: float, parts: Mapping[str, st
         return {}
     stored = list(raw.values())
     tasks = [parts[document] for document in raw] if parts else None
-    for rule in (_mean, _ratio, _bits, _macro_f1, _binary_f1):
+    for rule in (_mean, _ratio, _bits, _macro_f1, _binary_f1, _harmonic_mean):
         values = rule(stored)
         if values is None:
             continue
@@ -101,6 +101,24 @@ def _f1(cells: Counter[tuple[float, ...]]) -> dict[float, float]:
         gold[is_] += count
         predicted[said] += count
     return {c: 2 * cells[c, c] / (gold[c] + predicted[c]) for c in gold.keys() | predicted.keys()}
+
+
+def _harmonic_mean(stored: list[Any]) -> _Values | None:
+    """Harmonic mean of two rates, each over the documents that count for it; None marks those that do not."""
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in stored):
+        return None
+    if not all(x is None or isinstance(x, Real) for pair in stored for x in pair):
+        return None
+    rates = np.array(stored, dtype=np.float64)  # None becomes NaN
+    counts = (~np.isnan(rates)).sum(axis=0)
+    if not counts.all():
+        return None
+    means = np.nanmean(rates, axis=0)
+    if not means.sum():
+        return np.zeros(len(rates))
+    slopes = 2 * means[::-1] ** 2 / means.sum() ** 2
+    influence = np.nan_to_num((rates - means) * slopes / counts)
+    return 2 * means.prod() / means.sum() + len(rates) * influence.sum(axis=1)
 
 
 def _mean_of_tasks(values: _Values, tasks: list[str] | None) -> _Values | None:

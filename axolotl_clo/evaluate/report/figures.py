@@ -137,7 +137,7 @@ def _by_rows(
     title = scored.number.title if scored is target else f"{scored.number.title} of the same runs"
     titles = ("training examples (log scale)", f"{scored.number.title}, higher is better →")
     said = f"Lines of {scored.number.title} by training examples, one for each of {len(series)} methods; numbers above."
-    drawn = svg.lines(series, NARROW, titles, per_cent, True, level, (-0.02, 1.02), said)
+    drawn = svg.lines(series, NARROW, titles, per_cent, True, level, description=said)
     return Figure(f"{target.name}: {title}" if scored is not target else title, drawn)
 
 

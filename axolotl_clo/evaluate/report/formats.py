@@ -127,6 +127,14 @@ def read_answers(file: Path) -> list[Answer]:
     return answers
 
 
+def stated_command(file: Path) -> tuple[list[Command], dict[str, str]]:
+    """The command and versions that `axolotl-clo generate` and `judge` state in the JSON file they write."""
+    data = load_json(file)
+    command, versions = data.get("command"), data.get("versions") or {}
+    words = shlex.join(command) if isinstance(command, list) else command
+    return [Command(str(words))] if words else [], {name: str(version) for name, version in versions.items()}
+
+
 def read_judgement(file: Path) -> Judgement:
     """What `axolotl-clo judge` wrote.
 

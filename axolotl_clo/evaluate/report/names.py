@@ -24,9 +24,10 @@ _METRICS = {
     "echoes": "echoes of the prompt",
     "characters": "characters of an answer",
     "kl": "KL from the base model, nats per token",
-    "lpr": "line-level pass rate",
-    "wpr": "word-level pass rate",
-    "lcpr": "language confusion pass rate",
+    "line_pass_rate": "line-level pass rate",
+    "word_pass_rate": "word-level pass rate",
+    "language_confusion_pass_rate": "language confusion pass rate",
+    "skipped": "answers too short for the pass rates",
 }
 _OURS = re.compile(r"^(?:axolotl_)?clo_([a-z]{2,3})(?:_(.+))?$")
 # The harness's own tasks that say their language otherwise.
@@ -76,8 +77,9 @@ def score_name(key: ScoreKey) -> str:
     ours = _OURS.match(key.task)
     task = (ours[2] or key.task) if ours else key.task
     metric = _METRICS.get(key.metric, key.metric.replace("_", " "))
-    # The starter tasks hold scores of their own name.
-    name = metric if ours and key.metric.startswith(task) else f"{task.replace('_', ' ')}: {metric}"
+    # The offline tasks are called by the kind of score they hold.
+    offline = ours and task in ("fidelity", "preference", "bits_per_byte", "echoes", "kl", "characters")
+    name = metric if offline else f"{task.replace('_', ' ')}: {metric}"
     return f"{name}, {key.shots}-shot" if key.shots else name
 
 

@@ -65,7 +65,7 @@ def score_interval(score: Score) -> Interval | None:
         hits = round(score.value * score.count)
         return proportion_interval([1.0] * hits + [0.0] * (score.count - hits), LEVEL)
     low, high = score.value - _Z * error, score.value + _Z * error
-    return Interval(max(0.0, low), min(1.0, high)) if score.is_share else Interval(low, high)
+    return Interval(max(0.0, low), min(1.0, high)) if score.key.metric in SHARES else Interval(low, high)
 
 
 def standard_error(score: Score) -> float | None:

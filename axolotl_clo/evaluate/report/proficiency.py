@@ -1,8 +1,10 @@
 """One number for a language: target proficiency, or English retention.
 
-It is the mean of one accuracy-like score of each task of the language that all runs share: of the benchmarks where
-there are any, else of the starter rows'. A mean over other tasks would be another number, so tasks that a run lacks do
-not count.
+Proficiency is defined in `axolotl_clo/evaluate/aggregates.py`: the mean accuracy on Belebele and MMMLU (MMLU in
+English), or for runs without them the mean of two scores of the offline set. Where a run has neither, it is the mean of
+one accuracy-like score of each task of the language that all runs share; a mean over other tasks would be another
+number, so tasks that a run lacks do not count. English retention is proficiency in English divided by that of the base
+model.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from axolotl_clo.evaluate.report.names import language_name, score_name
 from axolotl_clo.evaluate.report.noise import standard_error
 from axolotl_clo.evaluate.report.runs import SHARES, SOURCE, Run, Score, ScoreKey
 
-_OFFLINE = re.compile(r"^axolotl_clo_[a-z]+_(fidelity|preference|bits_per_byte|echoes)$")
+OFFLINE = re.compile(r"^axolotl_clo_[a-z]+_(fidelity|preference|bits_per_byte|echoes)$")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Proficiency:
         keys: the scores it is the mean of.
         scores: by the name of the run; a run that lacks one of them has none.
         notes: what was left out, and how to let it in.
+        base: name of the run that English is divided by.
     """
 
     language: str
     keys: tuple[ScoreKey, ...]
     scores: Mapping[str, Score]
     notes: tuple[str, ...]
+    base: str | None = None
 
     @property
     def title(self) -> str:
@@ -43,11 +47,11 @@ class Proficiency:
     def definition(self) -> str:
         if not self.keys:
             return f"{self.title}: none, as the runs have no accuracy-like score of the language."
-        what = "on the held-out starter rows" if _OFFLINE.match(self.keys[0].task) else "benchmarks that all runs share"
+        what = "on the held-out starter rows" if OFFLINE.match(self.keys[0].task) else "benchmarks"
         names = [score_name(key) for key in self.keys]
-        if len(names) == 1:
-            return f"{self.title}: {names[0]} ({what})."
-        return f"{self.title}: the mean of {len(names)} scores of equal weight ({what}), which are {'; '.join(names)}."
+        mean = f"the mean of {len(names)} scores of equal weight ({what}), which are {'; '.join(names)}"
+        said = mean if len(names) > 1 else f"{names[0]} ({what})"
+        return f"{self.title}: {said}{f', divided by that of {self.base}' if self.base else ''}."
 
 
 def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
@@ -55,19 +59,63 @@ def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
     scored = [run for run in runs if language in run.languages]
     of_runs = [_main_scores(run, language) for run in scored]
     everything = sorted({key for keys in of_runs for key in keys})
-    keys: tuple[ScoreKey, ...] = ()
+    keys = defined = _defined(scored, language)
     for offline in (False, True):
-        kind = [key for key in everything if bool(_OFFLINE.match(key.task)) == offline]
+        kind = [key for key in everything if bool(OFFLINE.match(key.task)) == offline]
         keys = keys or tuple(key for key in kind if all(key in own for own in of_runs))
-    if not keys and everything:  # nothing is shared: the tasks of most runs, and no number for the others
+    if not keys and everything:  # nothing is shared: the tasks of most runs, no number for the others
         sets = [tuple(sorted(own)) for own in of_runs if own]
         keys = max(sets, key=sets.count)
     scores = {
         run.name: mean_score(language, [run.scores[key] for key in keys])
         for run, own in zip(scored, of_runs, strict=True)
-        if keys and set(keys) <= own
+        if keys and all(key in run.scores for key in keys)
     }
-    return Proficiency(language, keys, scores, tuple(_missing(scored, of_runs, everything, keys)))
+    notes = () if keys == defined else tuple(_missing(scored, of_runs, everything, keys))
+    return Proficiency(language, keys, scores, notes)
+
+
+def _defined(runs: Sequence[Run], language: str) -> tuple[ScoreKey, ...]:
+    """The scores of `aggregates`, if all runs have them: of the benchmarks, else of the offline set."""
+    subjects = "mmlu" if language == SOURCE else "mmmlu"
+    ours = f"axolotl_clo_{language}_"
+    definitions = (
+        ((f"{ours}belebele", "acc"), (f"clo_{language}_{subjects}", "acc")),
+        ((f"{ours}fidelity", "fidelity_no_echo"), (f"{ours}preference", "preference_per_byte")),
+    )
+    for definition in definitions:
+        for shots in sorted({key.shots for run in runs for key in run.scores}):
+            keys = tuple(ScoreKey(language, task, metric, shots) for task, metric in definition)
+            if all(key in run.scores for run in runs for key in keys):
+                return keys
+    return ()
+
+
+def retention(number: Proficiency, base: str) -> Proficiency:
+    """Proficiency in English divided by that of the base model, with documents where both have them.
+
+    The ratio r of two means over documents is linearised: r + (x − r · b) / mean(b) for scores x and b of a document,
+    so that its interval knows of what both models find hard alike.
+    """
+    before = number.scores.get(base)
+    if before is None or before.value == 0:
+        return number
+    scores = {name: _ratio(score, before) for name, score in number.scores.items()}
+    return replace(number, scores=scores, base=base)
+
+
+def _ratio(score: Score, base: Score) -> Score:
+    ratio = score.value / base.value
+    key = ScoreKey(SOURCE, "mean", "retention", 0)
+    by_seed = tuple(value / base.value for value in score.by_seed)
+    if score is base:
+        return Score(key, 1.0, error=0.0, documents=dict.fromkeys(base.documents, 1.0))
+    if score.documents and score.documents.keys() == base.documents.keys():
+        documents = {d: ratio + (x - ratio * base.documents[d]) / base.value for d, x in score.documents.items()}
+        return Score(key, ratio, documents=documents, by_seed=by_seed)
+    errors = standard_error(score), standard_error(base)
+    error = None if None in errors else math.hypot(errors[0] or 0, ratio * (errors[1] or 0)) / base.value
+    return Score(key, ratio, error=error, by_seed=by_seed)
 
 
 def _main_scores(run: Run, language: str) -> set[ScoreKey]:
@@ -119,7 +167,7 @@ def mean_score(language: str, parts: Sequence[Score]) -> Score:
             mean = math.fsum(part.documents.values()) / size
             for document, x in part.documents.items():
                 # Documents of benchmarks are known by a hash alone, which need not differ between tasks.
-                name = document if _OFFLINE.match(part.key.task) else f"{part.key.task}/{document}"
+                name = document if OFFLINE.match(part.key.task) else f"{part.key.task}/{document}"
                 sums[name] += (x - mean) / (count * size)
         documents = {name: value + len(sums) * share for name, share in sums.items()}
         return Score(key, value, documents=documents, count=len(documents), by_seed=_seeds(parts))

@@ -188,6 +188,8 @@ def _folder(path: Path, name: str, also: Sequence[Path] = ()) -> list[Run]:
     results = [read_results(file) for file in files.results]
     judgements = tuple(formats.read_judgement(file) for file in files.judgements)
     answers = [answer for file in files.answers for answer in formats.read_answers(file)]
+    stated = [formats.stated_command(file.with_name(f"{file.name}.json")) for file in files.answers]
+    stated += [formats.stated_command(file) for file in files.judgements]
     curves = _curves(files, name)
     if not (results or judgements or answers or curves):
         return []
@@ -197,6 +199,7 @@ def _folder(path: Path, name: str, also: Sequence[Path] = ()) -> list[Run]:
     commands = tuple(formats.train_command(file, text) for file, _, text in ordered)
     told = [version for _, (_, _, version) in read if version]
     versions = {"axolotl": told[-1]} if told else {}
+    versions |= {name: version for _, found in stated for name, version in found.items()}
 
     of_models: dict[str, list[Results]] = defaultdict(list)
     for result in results:
@@ -214,7 +217,7 @@ def _folder(path: Path, name: str, also: Sequence[Path] = ()) -> list[Run]:
                 rows=rows or rows_in(title),
                 answers=tuple(answers) or run.answers,
                 curves=tuple(curves),
-                commands=(*commands, *run.commands),
+                commands=(*commands, *run.commands, *(command for found, _ in stated for command in found)),
             )
         else:
             run = replace(run, method=method_in(title), rows=rows_in(title))

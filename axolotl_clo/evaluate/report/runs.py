@@ -29,13 +29,15 @@ SHARES = (
     "acc",
     "exact_match",
     "acc_norm",
-    "lcpr",
-    "lpr",
     "fidelity_no_echo",
     "fidelity",
+    "line_pass_rate",
+    "word_pass_rate",
+    "language_confusion_pass_rate",
     "preference",
     "preference_per_byte",
 )
+_IN_PER_CENT = (*SHARES, "echoes", "skipped", "retention")
 
 
 class Answer(NamedTuple):
@@ -81,7 +83,7 @@ class Score:
     @property
     def is_share(self) -> bool:
         """Whether it is shown in per cent."""
-        return self.key.metric in SHARES or self.key.metric == "echoes"
+        return self.key.metric.partition(",")[0] in _IN_PER_CENT
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def scatter(
     box = (58.0, 14.0, width - 14.0, height - 46.0)
     xs = [v for m in marks for v in (m.x, *(m.x_interval or ()))]
     ys = [v for m in marks for v in (m.y, *(m.y_interval or ()))]
-    x = Axis(*padded(xs, 0.1, (-0.02, 1.02)), box[0], box[2])
-    y = Axis(*padded(ys, 0.1, (-0.02, 1.02)), box[3], box[1])
+    x = Axis(*padded(xs, 0.1, (-0.02, max(1.02, *xs))), box[0], box[2])
+    y = Axis(*padded(ys, 0.1, (-0.02, max(1.02, *ys))), box[3], box[1])
     parts = [_frame(x, y, box, nice_ticks(x.low, x.high), nice_ticks(y.low, y.high), form, form, titles)]
     for mark in marks:
         if mark.x_interval:
@@ -132,7 +132,6 @@ def lines(
     form: Callable[[float], str],
     log_x: bool = False,
     level: tuple[str, float] | None = None,
-    within: tuple[float, float] | None = None,
     description: str = "",
 ) -> Markup:
     """Lines with a label at the end of each; `level` is a dashed one across, such as the base model's score."""
@@ -144,7 +143,7 @@ def lines(
     ys += [y for s in series for interval in s.intervals for y in interval or ()]
     low, high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) * 0.5, max(xs) * 2 or 1.0)
     x = Axis(low, high, box[0] + 8, box[2], log_x)
-    y = Axis(*padded(ys, 0.02 * (max(map(abs, ys)) or 1.0), within), box[3], box[1])
+    y = Axis(*padded(ys, 0.02 * (max(map(abs, ys)) or 1.0)), box[3], box[1])
     ticks = sorted({point for s in series for point, _ in s.points}) if log_x else nice_ticks(low, high, 4)
     parts = [_frame(x, y, box, ticks, nice_ticks(y.low, y.high), lambda v: f"{v:,.0f}", form, titles)]
     ends, labels = [], []
