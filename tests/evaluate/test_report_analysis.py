@@ -98,7 +98,8 @@ def test_benchmarks_count_before_the_starter_rows(tmp_path: Path) -> None:
     for name in ("base", "clo"):
         tasks = {
             "clo_de_belebele": {"acc": zeros_and_ones(12, 32), "acc_norm": zeros_and_ones(13, 32)},
-            "axolotl_clo_de_fidelity": {"fidelity": zeros_and_ones(32, 32)},
+            "axolotl_clo_de_fidelity": {"fidelity_no_echo": zeros_and_ones(32, 32)},
+            "axolotl_clo_de_preference": {"preference_per_byte": zeros_and_ones(32, 32)},
         }
         write_results(tmp_path / name, tasks)
     (german,) = analysed(tmp_path / "base", tmp_path / "clo").targets

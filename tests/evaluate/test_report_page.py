@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from report_runs import (
     write_trainer_state,
 )
 
-from axolotl_clo.evaluate.report import svg, write_report
+from axolotl_clo.evaluate.report import labels, svg, write_report
 from axolotl_clo.evaluate.report.texts import shown
 
 
@@ -233,9 +233,16 @@ def test_the_command_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_labels_at_the_ends_of_lines_stand_apart() -> None:
-    places = svg._apart([10.0, 11.0, 12.0, 90.0], 0, 100)
+    places = labels.apart([10.0, 11.0, 12.0, 90.0], 0, 100)
     assert places == sorted(places)
-    assert all(b - a >= svg.FONT + 1.9 for a, b in pairwise(places))
+    assert all(b - a >= labels.FONT + 1.9 for a, b in pairwise(places))
+
+
+def test_labels_of_crowded_marks_do_not_lie_on_each_other() -> None:
+    centres = [(200.0 + 3 * i, 150.0 + 2 * (i % 3)) for i in range(9)]
+    places = [place for place, _ in labels.beside_marks([f"SFT {i}" for i in range(9)], centres, (50, 0, 420, 320))]
+    assert not [(a, b) for a, b in combinations(places, 2) if labels._overlap(a, b) > 1]
+    assert all(place[0] >= 50 and place[2] <= 420 for place in places)
 
 
 def test_ticks_are_round_and_inside() -> None:

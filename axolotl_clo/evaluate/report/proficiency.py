@@ -59,10 +59,14 @@ def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
     scored = [run for run in runs if language in run.languages]
     of_runs = [_main_scores(run, language) for run in scored]
     everything = sorted({key for keys in of_runs for key in keys})
-    keys = defined = _defined(scored, language)
+    keys: tuple[ScoreKey, ...] = ()
+    complete = False
     for offline in (False, True):
-        kind = [key for key in everything if bool(OFFLINE.match(key.task)) == offline]
-        keys = keys or tuple(key for key in kind if all(key in own for own in of_runs))
+        if not keys:
+            keys = _defined(scored, language, offline)
+            complete = bool(keys)
+        of_kind = [key for key in everything if bool(OFFLINE.match(key.task)) == offline]
+        keys = keys or tuple(key for key in of_kind if all(key in own for own in of_runs))
     if not keys and everything:  # nothing is shared: the tasks of most runs, no number for the others
         sets = [tuple(sorted(own)) for own in of_runs if own]
         keys = max(sets, key=sets.count)
@@ -71,23 +75,20 @@ def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
         for run, own in zip(scored, of_runs, strict=True)
         if keys and all(key in run.scores for key in keys)
     }
-    notes = () if keys == defined else tuple(_missing(scored, of_runs, everything, keys))
+    notes = () if complete else tuple(_missing(scored, of_runs, everything, keys))
     return Proficiency(language, keys, scores, notes)
 
 
-def _defined(runs: Sequence[Run], language: str) -> tuple[ScoreKey, ...]:
-    """The scores of `aggregates`, if all runs have them: of the benchmarks, else of the offline set."""
-    subjects = "mmlu" if language == SOURCE else "mmmlu"
-    ours = f"axolotl_clo_{language}_"
-    definitions = (
-        ((f"{ours}belebele", "acc"), (f"clo_{language}_{subjects}", "acc")),
-        ((f"{ours}fidelity", "fidelity_no_echo"), (f"{ours}preference", "preference_per_byte")),
-    )
-    for definition in definitions:
-        for shots in sorted({key.shots for run in runs for key in run.scores}):
-            keys = tuple(ScoreKey(language, task, metric, shots) for task, metric in definition)
-            if all(key in run.scores for run in runs for key in keys):
-                return keys
+def _defined(runs: Sequence[Run], language: str, offline: bool) -> tuple[ScoreKey, ...]:
+    """The scores of `aggregates`, if all runs have them: of the offline set, or of the benchmarks."""
+    ours, subjects = f"axolotl_clo_{language}_", "mmlu" if language == SOURCE else "mmmlu"
+    definition = ((f"{ours}belebele", "acc"), (f"clo_{language}_{subjects}", "acc"))
+    if offline:
+        definition = ((f"{ours}fidelity", "fidelity_no_echo"), (f"{ours}preference", "preference_per_byte"))
+    for shots in sorted({key.shots for run in runs for key in run.scores}):
+        keys = tuple(ScoreKey(language, task, metric, shots) for task, metric in definition)
+        if all(key in run.scores for run in runs for key in keys):
+            return keys
     return ()
 
 

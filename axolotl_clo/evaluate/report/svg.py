@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-FONT = 12.0  # height of a label in user units
+from axolotl_clo.evaluate.report.labels import Box, apart, beside_marks, fitted, text_width
+
 _STYLES = 8  # colours and shapes; s0 is the base model's
 _DASHES = 4
-
-Box = tuple[float, float, float, float]
 
 
 class Mark(NamedTuple):
@@ -116,12 +115,16 @@ def scatter(
             parts.append(
                 _line((x(mark.x), y(mark.y_interval[0])), (x(mark.x), y(mark.y_interval[1])), mark.style, "ci")
             )
-    for style, places in paths:
-        parts.append(_path([(x(marks[i].x), y(marks[i].y)) for i in places], style, "join"))
+    for style, joined in paths:
+        parts.append(_path([(x(marks[i].x), y(marks[i].y)) for i in joined], style, "join"))
     centres = [(x(mark.x), y(mark.y)) for mark in marks]
     for mark, centre in zip(marks, centres, strict=True):
         parts.append(_marker(*centre, mark.style, title=mark.title or mark.label))
-    parts += _labels([mark.label for mark in marks], centres, (box[0], 0.0, float(width), box[3]))
+    places = beside_marks([mark.label for mark in marks], centres, (box[0], 0.0, float(width), box[3]))
+    for mark, (x_mark, y_mark), (place, near) in zip(marks, centres, places, strict=True):
+        if near:
+            parts.append(f'<path class="lead" d="M{x_mark:.1f} {y_mark:.1f}L{near[0]:.1f} {near[1]:.1f}"/>')
+        parts.append(_text("name", place[0], place[3] - 4, mark.label))
     return _svg(size, parts, description)
 
 
@@ -162,8 +165,8 @@ def lines(
             parts += [_marker(*point, s.style, 4.5) for point in points]
         ends.append(points[-1][1])
         labels.append(s.label)
-    for label, wanted, place in zip(labels, ends, _apart(ends, box[1] + 4, box[3]), strict=True):
-        text = _fitted(label, width - box[2] - 14)
+    for label, wanted, place in zip(labels, ends, apart(ends, box[1] + 4, box[3]), strict=True):
+        text = fitted(label, width - box[2] - 14)
         parts.append(f'<path class="lead" d="M{box[2] + 2:.1f} {wanted:.1f}L{box[2] + 9:.1f} {place:.1f}"/>')
         parts.append(_text("name", box[2] + 11, place + 4, text))
     return _svg(size, parts, description)
@@ -196,11 +199,6 @@ def shares(parts: Sequence[tuple[float, str]]) -> Markup:
 def swatch(style: int) -> Markup:
     """The marker of a run, for legends and tables."""
     return Markup(f'<svg class="swatch" viewBox="-7 -7 14 14" aria-hidden="true">{_marker(0, 0, style)}</svg>')
-
-
-def text_width(text: str) -> float:
-    """About how wide a label is: characters beyond Latin are taken as square."""
-    return sum(FONT if ord(c) > 0x2E7F else FONT * 0.6 for c in text)
 
 
 def _svg(size: tuple[int, int], parts: Sequence[str], description: str) -> Markup:
@@ -286,63 +284,3 @@ def _star(x: float, y: float, r: float) -> str:
         length, angle = r if i % 2 == 0 else r * 0.5, -math.pi / 2 + math.pi * i / 5
         corners.append(f"{x + length * math.cos(angle):.1f},{y + length * math.sin(angle):.1f}")
     return f'points="{" ".join(corners)}"'
-
-
-def _labels(labels: Sequence[str], centres: Sequence[tuple[float, float]], area: Box) -> list[str]:
-    """Each label at the free place nearest to its mark, with a thin line where that is not beside it."""
-    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
-    drawn = []
-    for label, (x, y) in sorted(zip(labels, centres, strict=True), key=lambda pair: (pair[1][1], pair[1][0])):
-        width = text_width(label)
-        best: tuple[float, Box] | None = None
-        for reach in (9.0, 22.0, 36.0, 52.0, 70.0, 90.0):
-            for step in range(16):
-                angle = 2 * math.pi * step / 16
-                cx, cy = x + reach * math.cos(angle), y + reach * math.sin(angle)
-                left = cx if math.cos(angle) > 0.3 else cx - width if math.cos(angle) < -0.3 else cx - width / 2
-                place = (left, cy - FONT / 2 - 1, left + width, cy + FONT / 2 + 1)
-                cost = 3 * sum(_overlap(place, other) for other in taken) + _outside(place, area) + reach + step / 16
-                if best is None or cost < best[0]:
-                    best = (cost, place)
-        assert best is not None
-        place = best[1]
-        taken.append(place)
-        # To the nearest point of the label; a line shorter than the gap beside a mark says nothing.
-        near = (min(max(x, place[0]), place[2]), min(max(y, place[1]), place[3]))
-        if math.dist(near, (x, y)) > 14:
-            drawn.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{near[0]:.1f} {near[1]:.1f}"/>')
-        drawn.append(_text("name", place[0], place[3] - 4, label))
-    return drawn
-
-
-def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _outside(a: Box, area: Box) -> float:
-    return (
-        sum((max(0.0, area[0] - a[0]), max(0.0, area[1] - a[1]), max(0.0, a[2] - area[2]), max(0.0, a[3] - area[3])))
-        * 100
-    )
-
-
-def _apart(wanted: Sequence[float], low: float, high: float) -> list[float]:
-    """Heights of labels, each near the one wanted and a line apart from the others."""
-    gap = min(FONT + 2, (high - low) / max(len(wanted), 1))
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    places = [0.0] * len(wanted)
-    last = low - gap
-    for i in order:
-        places[i] = last = max(wanted[i], last + gap)
-    last = high + gap
-    for i in reversed(order):
-        places[i] = last = min(places[i], last - gap)
-    return places
-
-
-def _fitted(text: str, width: float) -> str:
-    if text_width(text) <= width:
-        return text
-    while text and text_width(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
