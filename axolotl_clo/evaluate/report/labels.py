@@ -31,9 +31,11 @@ def beside_marks(labels: Sequence[str], centres: Sequence[Point], area: Box) -> 
     found: dict[int, tuple[Box, Point | None]] = {}
     for i in sorted(range(len(labels)), key=lambda i: (centres[i][1], centres[i][0])):
         x, y = centres[i]
-        place = min(_places(x, y, text_width(labels[i])), key=lambda option: _cost(option, taken, area))[1]
+        others = [centre for centre in centres if centre != centres[i]]
+        options = _places(x, y, text_width(labels[i]))
+        place = min((_cost(option, (x, y), others, taken, area), option[1]) for option in options)[1]
         taken.append(place)
-        near = (min(max(x, place[0]), place[2]), min(max(y, place[1]), place[3]))
+        near = _nearest(place, (x, y))
         found[i] = place, near if math.dist(near, (x, y)) > 14 else None
     return [found[i] for i in range(len(labels))]
 
@@ -50,9 +52,17 @@ def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
     return places
 
 
-def _cost(option: tuple[float, Box], taken: Sequence[Box], area: Box) -> float:
+def _cost(option: tuple[float, Box], own: Point, others: Sequence[Point], taken: Sequence[Box], area: Box) -> float:
+    """A label should not cover anything, leave the chart, or lie nearer to another mark than to its own."""
     far, place = option
-    return far + 3 * sum(_overlap(place, other) for other in taken) + _outside(place, area)
+    distance = math.dist(_nearest(place, own), own)
+    mistaken = sum(math.dist(_nearest(place, other), other) <= distance + 2 for other in others)
+    return far + 40 * mistaken + 3 * sum(_overlap(place, other) for other in taken) + _outside(place, area)
+
+
+def _nearest(box: Box, point: Point) -> Point:
+    """The point of a box that is nearest to another."""
+    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -100,7 +100,7 @@ def scatter(
         description: for those who cannot see it.
     """
     width, height = size
-    box = (58.0, 14.0, width - 14.0, height - 46.0)
+    box = (58.0, 14.0, width - 56.0, height - 46.0)  # room for labels on the right, where most marks are
     xs = [v for m in marks for v in (m.x, *(m.x_interval or ()))]
     ys = [v for m in marks for v in (m.y, *(m.y_interval or ()))]
     x = Axis(*padded(xs, 0.1, (-0.02, max(1.02, *xs))), box[0], box[2])
