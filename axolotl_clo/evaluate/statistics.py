@@ -171,8 +171,8 @@ def _resampled(
 ) -> NDArray[np.float64]:
     """Means of resamples of units that each have a total score and a size: `[resamples]`.
 
-    How often each distinct unit is drawn is multinomial, so that thousands of documents with a handful of scores cost no
-    more than that handful.
+    How often each distinct unit is drawn is multinomial, so that thousands of documents with a handful of scores cost
+    no more than that handful.
     """
     units, counts = np.unique(np.stack([totals, sizes]), axis=1, return_counts=True)
     generator, n = np.random.default_rng(seed), len(totals)
@@ -191,7 +191,7 @@ def _resampled(
 
 def _by_group(scores: NDArray[np.float64], groups: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     _, places = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(places, weights=scores), np.bincount(places).astype(np.float64)
+    return np.bincount(places, weights=scores).astype(np.float64), np.bincount(places).astype(np.float64)
 
 
 def _wilson(hits: int, n: int, level: float) -> Interval:
@@ -227,7 +227,8 @@ def _same_length(
 ) -> None:
     if len(values) != len(others):
         raise ValueError(
-            f"{name} and {other}: expected one entry for each of the same documents, got {len(values)} and {len(others)}"
+            f"{name} and {other}: expected one entry for each of the same documents, got {len(values)} and "
+            f"{len(others)}"
         )
 
 
