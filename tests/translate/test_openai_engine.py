@@ -12,118 +12,19 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import NEVER, Reply, Server, completion, error, transformers_serve, upper
 
 from axolotl_clo.translate.engines import Engine, EngineError, EngineOptions, Failure, open_engine
 from axolotl_clo.translate.engines.openai import OpenAIEngine
 
 KEY = "sk-test-0123456789abcdef"
 GUARD = 60.0  # seconds after which a test fails instead of hanging
-SOON = {"Retry-After": "0.01"}
-
-
-@dataclass
-class Reply:
-    """What the server says: a dict or list as JSON, a string as it is; `never` keeps the client waiting."""
-
-    body: Any
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    never: bool = False
-
-
-NEVER = Reply("", never=True)
-
-
-def completion(text: Any, finish: str = "stop", usage: Any = (10, 5)) -> Reply:
-    body: dict[str, Any] = {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}]
-    }
-    if usage:
-        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
-    return Reply(body)
-
-
-def error(status: int, message: str = "no", headers: dict[str, str] = SOON, **more: Any) -> Reply:
-    return Reply({"error": {"message": message, **more}}, status, headers)
-
-
-def upper(segment: str, nth: int) -> Reply:
-    return completion(segment.upper())
-
-
-class Server:
-    """Answers each request by `script(segment, how often it was asked before)`, and counts."""
-
-    def __init__(self, script: Callable[[str, int], Reply]) -> None:
-        self.script = script
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[Any] = []
-        self.paths: list[str] = []
-        self.times: list[float] = []
-        self.busy = self.busiest = 0
-        self.lock = threading.Lock()
-        self.ending = threading.Event()
-        self.asked = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                server.handle(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def segments(self) -> list[str]:
-        return [body["messages"][-1]["content"] for body in self.bodies]
-
-    def handle(self, request: BaseHTTPRequestHandler) -> None:
-        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-        segment = body["messages"][-1]["content"]
-        with self.lock:
-            nth = self.segments.count(segment)
-            self.bodies.append(body)
-            self.headers.append(request.headers)
-            self.paths.append(request.path)
-            self.times.append(time.monotonic())
-            self.busy += 1
-            self.busiest = max(self.busiest, self.busy)
-        self.asked.set()
-        reply = self.script(segment, nth)
-        with self.lock:
-            self.busy -= 1
-        if reply.never:
-            self.ending.wait()
-            return
-        content = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
-        kind = "text/html" if isinstance(reply.body, str) else "application/json"
-        request.send_response(reply.status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **reply.headers}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        request.wfile.write(content.encode())
-
-    def close(self) -> None:
-        self.ending.set()
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -684,36 +585,13 @@ def test_transformers_serve(tiny_llama: Path, tmp_path: Path, connect: Connect) 
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": list(range(1, 700, 8)), "pad_token_id": 1})
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    program = Path(sys.executable).with_name("transformers")
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        server = subprocess.Popen([program, "serve", folder, *options], stdout=output, stderr=output)
-        try:
-            wait_until_healthy(server, port, log)
-            engine = connect(f"http://127.0.0.1:{port}/v1", model=str(folder), retries=0, max_new_tokens=32)
-            segments = [f"Sentence {i}: the house is big." for i in range(8)]
-            results = engine.translate(segments, "en", "de")
-            assert engine.translate(segments, "en", "de") == results
-            assert any(isinstance(result, str) for result in results), results
-            assert engine.tokens["completion"] >= 16
-            assert engine.estimated_tokens == 0
-            with pytest.raises(EngineError, match="Server is pinned to"):
-                connect(f"http://127.0.0.1:{port}/v1", model="other").translate(["one"], "en", "de")
-        finally:
-            server.kill()
-            server.wait()
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"the server did not come up: {log.read_text()}")
+    with transformers_serve(folder, tmp_path / "log") as url:
+        engine = connect(url, model=str(folder), retries=0, max_new_tokens=32)
+        segments = [f"Sentence {i}: the house is big." for i in range(8)]
+        results = engine.translate(segments, "en", "de")
+        assert engine.translate(segments, "en", "de") == results
+        assert any(isinstance(result, str) for result in results), results
+        assert engine.tokens["completion"] >= 16
+        assert engine.estimated_tokens == 0
+        with pytest.raises(EngineError, match="Server is pinned to"):
+            connect(url, model="other").translate(["one"], "en", "de")

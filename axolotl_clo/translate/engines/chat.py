@@ -1,4 +1,4 @@
-"""Translation as a chat completion: what is asked, and what of an answer is the translation."""
+"""Chat completions: what is asked for a translation, and what of an answer is the text, or the translation."""
 
 from __future__ import annotations
 
@@ -28,24 +28,39 @@ def translation(body: Any, segment: str) -> str:
     Raises:
         Malformed: there is none, it is cut off, or it is not one line.
     """
+    content, cut_off = text_of(body)
+    if cut_off:
+        raise Malformed("was cut off at the token limit (--max-new-tokens, or the server's own)")
+    text = without_thinking(content, segment).strip()
+    if not text:
+        raise Malformed("has no text")
+    if "\n" in text or "\r" in text:
+        raise Malformed(f"has {len(text.splitlines())} lines in place of one")
+    return text
+
+
+def text_of(body: Any) -> tuple[str, bool]:
+    """The text in the JSON body of an answer, and whether it was cut off at the token limit.
+
+    Raises:
+        Malformed: there is none.
+    """
     match body:
-        case {"choices": [{"finish_reason": "length"}, *_]}:
-            raise Malformed("was cut off at the token limit (--max-new-tokens, or the server's own)")
+        case {"choices": [{"finish_reason": "length", **choice}, *_]}:
+            match choice:
+                case {"message": {"content": str(content)}}:
+                    return content, True
+            return "", True  # all of it was thinking
         case {"choices": [{"finish_reason": "content_filter"}, *_]}:
             raise Malformed("was withheld by the server's content filter")
         case {"choices": [{"message": {"content": str(content)}}, *_]}:
-            text = _without_thinking(content, segment).strip()
+            return content, False
         case {"choices": [_, *_]}:
             raise Malformed("has no text")
         case {"error": error} if error:
             raise Malformed(f"is an error: {error}")
         case _:
             raise Malformed("has no choices")
-    if not text:
-        raise Malformed("has no text")
-    if "\n" in text or "\r" in text:
-        raise Malformed(f"has {len(text.splitlines())} lines in place of one")
-    return text
 
 
 def tokens(body: Any, asked: list[dict[str, str]]) -> tuple[int, int, bool]:
@@ -57,16 +72,25 @@ def tokens(body: Any, asked: list[dict[str, str]]) -> tuple[int, int, bool]:
             pass
         case _:
             content = ""
-    return _estimate("".join(message["content"] for message in asked)), _estimate(content), True
+    return estimate("".join(message["content"] for message in asked)), estimate(content), True
 
 
-def _estimate(text: str) -> int:
-    return -(-len(text.encode(errors="replace")) // 4)  # 4 bytes a token
+def estimate(text: str) -> int:
+    """Tokens of a text, where nobody counts them: one for 4 bytes of UTF-8."""
+    return -(-len(text.encode(errors="replace")) // 4)
 
 
-def _without_thinking(content: str, segment: str) -> str:
-    """The answer after `<think>...</think>`; some chat templates hold the opening tag, so that only the end shows."""
-    if "think>" in segment:  # then the tags may be the text's own
+def without_thinking(content: str, asked: str) -> str:
+    """The answer after `<think>...</think>`; some chat templates hold the opening tag, so that only the end shows.
+
+    Args:
+        content: what the model said.
+        asked: what it was asked; where tags stand in that, those of the answer are taken for its own text.
+
+    Raises:
+        Malformed: it never stopped thinking.
+    """
+    if "think>" in asked:
         return content
     _, end, answer = content.rpartition("</think>")
     if not end and "<think>" in content:

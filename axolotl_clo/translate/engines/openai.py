@@ -1,36 +1,21 @@
-"""Translation by a server that speaks the OpenAI chat completions protocol: vLLM, llama.cpp, Ollama, OpenAI itself.
-
-Requests run side by side on an event loop in a thread of its own, so that an interrupt, or the first error that
-concerns the whole run, cancels the others at once, wherever they wait: for an answer, or for their next try.
-"""
+"""Translation by a server that speaks the OpenAI chat completions protocol: vLLM, llama.cpp, Ollama, OpenAI itself."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-from axolotl_clo.translate.engines import EngineError, EngineOptions, Failure, chat
+from axolotl_clo.translate.engines import EngineOptions, Failure, chat
+from axolotl_clo.translate.engines.completions import Completions, Question
 from axolotl_clo.translate.engines.languages import english_name, normalise
-from axolotl_clo.translate.engines.server import Server, about_the_text, openai, said
-
-LOG = logging.getLogger(__name__)
-
-_OTHER_TEMPERATURE = 0.5  # after a malformed answer: at 0, the same would come again
-_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the next try after a body that is not JSON; doubles each time
 
 
 class OpenAIEngine:
     """A model behind a server; each segment is one chat completion, at temperature 0 until an answer is malformed.
 
     Args:
-        options: of which `model` (as the server names it), `base_url` (else the variable OPENAI_BASE_URL, else
-            OpenAI's own), `api_key_env` (the variable may be unset), `concurrency`, `retries` (further tries of a
-            segment, for whatever reason), `timeout` (seconds without a byte of an answer), `token_budget`,
-            `max_new_tokens`, `seed` and `batch_size` count. A user and password in `base_url` go in place of the key.
+        options: those of `Completions`, and `batch_size`.
 
     Attributes:
         tokens: used so far, as `prompt` and `completion`.
@@ -44,30 +29,29 @@ class OpenAIEngine:
     max_chars = 4000
 
     def __init__(self, options: EngineOptions) -> None:
-        _check_options(options)
+        self._completions = Completions(options)
         self.batch = options.batch_size or 4 * options.concurrency
-        self.tokens = {"prompt": 0, "completion": 0}
-        self.estimated_tokens = 0
         self._options = options
-        self._server = Server(options)
-        self._parameters: dict[str, Any] = {"temperature": 0, "seed": options.seed}
-        if options.max_new_tokens is not None:
-            self._parameters["max_tokens"] = options.max_new_tokens
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
-        self._thread.start()
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return self._completions.tokens
+
+    @property
+    def estimated_tokens(self) -> int:
+        return self._completions.estimated_tokens
 
     def describe(self) -> dict[str, Any]:
         """Model, address without user, password and query, prompt and sampling; never the key."""
         return {
             "engine": "openai",
             "model": self._options.model,
-            "base_url": self._server.url,
+            "base_url": self._completions.url,
             "prompt": chat.PROMPT,
             "temperature": 0,
             "seed": self._options.seed,
             "max_new_tokens": self._options.max_new_tokens,
-            "client": f"openai {openai.__version__}",
+            "client": self._completions.client,
         }
 
     def check(self, source: str, target: str) -> None:
@@ -87,143 +71,16 @@ class OpenAIEngine:
                 have been sent. What is under way then is waited for and counted, so that a budget is passed by at
                 most `concurrency` requests.
         """
-        every = self._every(segments, english_name(source), english_name(target))
-        future = asyncio.run_coroutine_threadsafe(every, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        results: list[str | Failure] = list(segments)
+        asked = [i for i, segment in enumerate(segments) if segment.strip()]
+        names = english_name(source), english_name(target)
+        questions = [
+            Question(chat.messages(segments[i], *names), partial(chat.translation, segment=segments[i])) for i in asked
+        ]
+        for place, result in self._completions.each(questions):
+            results[asked[place]] = result
+        return results
 
     def close(self) -> None:
         """Cancel what is under way and close all connections."""
-        if self._loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _stop(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.client.close()
-        await self._loop.shutdown_default_executor()  # threads that looked up host names
-
-    async def _every(self, segments: Sequence[str], source: str, target: str) -> list[str | Failure]:
-        results: list[str | Failure | None] = [None] * len(segments)
-        waiting = iter(enumerate(segments))
-
-        async def work() -> None:
-            for i, segment in waiting:
-                results[i] = await self._one(segment, source, target)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._options.concurrency):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        done = [result for result in results if result is not None]
-        if len(done) < len(segments):
-            raise EngineError(
-                f"--token-budget: {self._used()} tokens are used (prompt {self.tokens['prompt']}, completion "
-                f"{self.tokens['completion']}, {self.estimated_tokens} of them estimated) of "
-                f"{self._options.token_budget}. Finished work is kept; to go on, raise --token-budget"
-            )
-        return done
-
-    async def _one(self, segment: str, source: str, target: str) -> str | Failure | None:
-        """A segment's translation or failure; None where the budget is used up."""
-        if not segment.strip():
-            return segment
-        try:
-            segment.encode()
-        except UnicodeEncodeError:
-            return Failure("holds half of a surrogate pair, which UTF-8 cannot write")
-        messages = chat.messages(segment, source, target)
-        tried = malformed = 0
-        wrong = ""
-        while tried <= self._options.retries:
-            if self._options.token_budget is not None and self._used() >= self._options.token_budget:
-                return None
-            try:
-                body, tries = await self._ask(messages, malformed, self._options.retries - tried)
-            except _Refused as error:
-                return Failure(str(error))
-            self._count(*chat.tokens(body, messages))
-            try:
-                return chat.translation(body, segment)
-            except chat.Malformed as error:
-                tried, malformed, wrong = tried + tries, malformed + 1, self._server.quote(error)
-        return Failure(f"no usable answer in {tried} tries; the last {wrong}")
-
-    async def _ask(self, messages: list[dict[str, str]], malformed: int, retries: int) -> tuple[Any, int]:
-        """The JSON body of an answer and the requests it took, at most `retries` + 1."""
-        tries = 0
-        while True:
-            other = {"temperature": _OTHER_TEMPERATURE, "seed": self._options.seed + malformed} if malformed else {}
-            parameters = {name: other.get(name, value) for name, value in self._parameters.items()}
-            completions = self._server.client.with_options(max_retries=retries - tries).chat.completions
-            try:
-                answer = await completions.with_raw_response.create(
-                    model=str(self._options.model), messages=cast(Any, messages), **parameters
-                )
-            except openai.APIError as error:
-                if isinstance(error, openai.BadRequestError) and self._do_without(error.param, parameters):
-                    continue
-                if about_the_text(error):
-                    raise _Refused(f"the server refuses it: {self._server.quote(said(error))}") from None
-                raise EngineError(self._server.explain(error)) from None
-            tries += 1 + answer.retries_taken
-            try:
-                return json.loads(answer.http_response.content), tries
-            except ValueError:
-                if tries > retries:
-                    found = self._server.quote(answer.http_response.text)
-                    raise EngineError(f"--base-url: {self._server.url} answers, but not in JSON: {found}") from None
-            await asyncio.sleep(min(_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
-
-    def _do_without(self, parameter: str | None, sent: dict[str, Any]) -> bool:
-        """Leave out from now on what the model does not take, as OpenAI's reasoning models do not `temperature`."""
-        if parameter not in ("temperature", "seed", "max_tokens") or parameter not in sent:
-            return False
-        value = self._parameters.pop(parameter, None)
-        if value is not None:  # else a request beside this one has done it
-            LOG.warning("%s does not take %s=%s, which is left out from now on", self._options.model, parameter, value)
-            if parameter == "max_tokens":
-                self._parameters["max_completion_tokens"] = value
-        return True
-
-    def _used(self) -> int:
-        return self.tokens["prompt"] + self.tokens["completion"]
-
-    def _count(self, prompt: int, completion: int, estimated: bool) -> None:
-        self.tokens["prompt"] += prompt
-        self.tokens["completion"] += completion
-        if estimated:
-            if not self.estimated_tokens:
-                LOG.warning("%s does not count tokens; they are estimated", self._server.url)
-            self.estimated_tokens += prompt + completion
-
-
-class _Refused(Exception):
-    """Why the server does not translate a segment."""
-
-
-def _check_options(options: EngineOptions) -> None:
-    if not options.model:
-        raise ValueError("--model: expected the model's name as the server knows it, found none")
-    for name, value, least in (
-        ("--batch-size", options.batch_size, 1),
-        ("--concurrency", options.concurrency, 1),
-        ("--retries", options.retries, 0),
-        ("--max-new-tokens", options.max_new_tokens, 1),
-        ("--token-budget", options.token_budget, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, found {value}")
-    if not options.timeout > 0:
-        raise ValueError(f"--timeout: expected more than 0 seconds, found {options.timeout}")
+        self._completions.close()

@@ -11,7 +11,7 @@ from axolotl_clo.translate.engines import EngineError, EngineOptions
 try:
     import openai
 except ImportError:
-    raise EngineError("--engine openai: the package openai is missing; pip install openai") from None
+    raise EngineError("--base-url, --engine openai: the package openai is missing; pip install openai") from None
 
 _OPENAI = "https://api.openai.com/v1"
 _QUOTED = 300  # characters of what a server said
