@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Data for Cross-Lingual Optimization: English instructions in, parallel rows out.",
+    help="Cross-Lingual Optimization: parallel rows from English instructions, and models compared by their answers.",
 )
 _STDERR = Console(stderr=True)
 _CTRL_C = 130  # 128 + SIGINT, as shells have it
@@ -47,7 +47,7 @@ def main() -> None:
 
 @app.callback()
 def _commands() -> None:
-    """Data for Cross-Lingual Optimization: English instructions in, parallel rows out."""
+    """Cross-Lingual Optimization: parallel rows from English instructions, and models compared by their answers."""
 
 
 @app.command()
