@@ -24,7 +24,8 @@ from axolotl_clo.cli import app
 from axolotl_clo.evaluate.answers import about_file, counts, read_answers
 from axolotl_clo.evaluate.generate import Generation, PromptOptions
 from axolotl_clo.evaluate.judge import NO_VERDICT, Judgement
-from axolotl_clo.evaluate.models import LocalModel, ModelOptions, final_answer, open_model
+from axolotl_clo.evaluate.local_model import LocalModel
+from axolotl_clo.evaluate.models import ModelOptions, final_answer, open_model
 from axolotl_clo.evaluate.prompts import Prompt, read_prompts
 from axolotl_clo.evaluate.shots import Shots, as_text, as_turns
 from axolotl_clo.translate.engines import EngineError, EngineOptions, chat
