@@ -230,7 +230,7 @@ def judge(
         axolotl-clo judge answers/clo.jsonl answers/sft.jsonl --base-url http://localhost:8000/v1
         --model Qwen/Qwen2.5-72B-Instruct --out judged/clo-sft --yes
     """
-    from axolotl_clo.evaluate.judge import Estimate, Judgement
+    from axolotl_clo.evaluate.judge import NO_VERDICT, Estimate, Judgement
     from axolotl_clo.translate.engines import EngineOptions
 
     options = EngineOptions(
@@ -272,10 +272,18 @@ def judge(
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return
-    _print_table(result)
+    if result["languages"]:
+        _print_table(result)
+    else:
+        _say("Nothing was judged.", style="red")
     for reason, count in (result["by_rule"] | result["unjudged"]).items():
         what = "decided without the judge" if reason in result["by_rule"] else "not judged"
         _say(f"{what}, {escape(reason)}: {count}")
+    if NO_VERDICT in result["unjudged"]:
+        _say(
+            "`detail` in verdicts.jsonl says what the judge answered in place of a verdict. A judge that thinks needs "
+            "more --max-new-tokens, and a small model may be no judge at all; another --out judges anew."
+        )
     _say(f"Written to {escape(str(out))}")
 
 

@@ -378,6 +378,15 @@ def test_the_table_shows_wins_ties_and_losses_in_per_cent(serve: Serve, tmp_path
     assert "Estimate: 8 requests for 4 pairs" in result.stderr
 
 
+def test_a_judge_that_only_talks_is_named_for_what_it_is(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda question, nth: completion("Both are fine."))
+    result = CliRunner().invoke(app, command(tmp_path, server, "--yes", "--retries", "0"), catch_exceptions=False)
+    assert result.stdout == ""
+    assert "Nothing was judged." in result.stderr
+    assert f"not judged, {NO_VERDICT}: 4" in result.stderr
+    assert "a small model may be no judge" in result.stderr
+
+
 def test_json_is_all_there_is_on_stdout_and_the_key_is_nowhere(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda q, nth: completion(f"wrong key {KEY}") if nth == 0 else longest(q, nth))
     result = CliRunner().invoke(app, command(tmp_path, server, "--token-budget", "100000", "--json"))
