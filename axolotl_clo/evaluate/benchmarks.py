@@ -1,4 +1,4 @@
-"""What the benchmark tasks in `eval_tasks/` compute beyond what the harness does by itself: MMMLU's subjects, macro F1."""
+"""What the benchmark tasks in `eval_tasks/` need beside the harness: the subjects of MMMLU, macro F1."""
 
 from __future__ import annotations
 

@@ -58,6 +58,8 @@ _WITHOUT_SPACES = frozenset({"Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"})  #
 class AnswerScore(NamedTuple):
     """What was found in one answer."""
 
+    language: str | None
+    """ISO 639-1 code of the answer as a whole, None where it is unknown; code between fences is left out of account."""
     lines: int
     """Lines of at least `MIN_TOKENS` tokens; an answer without any is skipped."""
     wrong_lines: int
@@ -118,15 +120,15 @@ class LanguageConfusion:
         self._tokens: Callable[[str], Iterable[str]] = _segment if self._is_chinese else str.split
 
     def score(self, answers: Sequence[str]) -> list[AnswerScore]:
-        """Score each answer; the lines of all are identified together, which is what makes it fast."""
+        """Score each answer; all of them and all their lines are identified together, which is what makes it fast."""
         lines = [self._long_lines(answer) for answer in answers]
-        found = self._identifier.identify_many([line for of_answer in lines for line in of_answer])
-        ends = list(accumulate(map(len, lines)))
+        languages = self._identifier.identify_many([*answers, *(line for of_answer in lines for line in of_answer)])
+        starts = list(accumulate(map(len, lines), initial=len(answers)))
         scores = []
-        for of_answer, end in zip(lines, ends, strict=True):
-            wrong = sum(language != self.language for language in found[end - len(of_answer) : end])
+        for language, of_answer, start in zip(languages, lines, starts, strict=False):
+            wrong = sum(found != self.language for found in languages[start : start + len(of_answer)])
             english = self.has_word_rate and not wrong and any(map(self._holds_english, of_answer))
-            scores.append(AnswerScore(len(of_answer), wrong, english))
+            scores.append(AnswerScore(language, len(of_answer), wrong, english))
         return scores
 
     def rates(self, scores: Sequence[AnswerScore]) -> PassRates:
@@ -156,8 +158,8 @@ class LanguageConfusion:
         )
 
 
-def pass_rates(line_passes: Sequence[bool | None], word_passes: Sequence[bool | None] | None = None) -> PassRates:
-    """LPR, WPR and LCPR of answers that each pass, do not pass, or do not count (None).
+def pass_rates(line_passes: Sequence[float | None], word_passes: Sequence[float | None] | None = None) -> PassRates:
+    """LPR, WPR and LCPR of answers that each pass (1, True), do not pass (0, False), or do not count (None).
 
     Args:
         line_passes: of each answer, as `AnswerScore.line_pass`.
@@ -172,7 +174,7 @@ def pass_rates(line_passes: Sequence[bool | None], word_passes: Sequence[bool | 
     return PassRates(line, word, both, skipped, len(line_passes))
 
 
-def _share(passes: Sequence[bool | None]) -> float:
+def _share(passes: Sequence[float | None]) -> float:
     counted = [passed for passed in passes if passed is not None]
     return sum(counted) / len(counted) if counted else 0.0
 

@@ -1,6 +1,6 @@
 """What the lm-evaluation-harness tasks in `eval_tasks/` compute.
 
-Three scores on the held-out starter rows, because each alone can be fooled: a model may repeat the prompt or
+Scores on the held-out starter rows, because each alone can be fooled: a model may repeat the prompt or
 write gibberish in the right language (fidelity high, bits per byte high), or know the language and still answer
 in English (bits per byte low, fidelity low). Preference is what the contrastive loss of CLO trains directly: the
 response in the prompt's language must beat the same response in another language.
@@ -17,9 +17,12 @@ from functools import lru_cache
 from typing import Any
 
 from axolotl_clo.datasets import starter_folder
-from axolotl_clo.evaluate.language import LANGUAGES, LanguageIdentifier
+from axolotl_clo.evaluate.confusion import LanguageConfusion, pass_rates
+from axolotl_clo.evaluate.thinking import final_answer
 
 MIN_ECHO_RATIO = 0.9
+ECHO_CHARACTERS = 2000
+"""How much of a prompt is compared with an answer."""
 
 
 def documents(language: str, others: Sequence[str] = (), **_: Any) -> dict[str, Any]:
@@ -43,6 +46,51 @@ def documents(language: str, others: Sequence[str] = (), **_: Any) -> dict[str, 
     return {"test": Dataset.from_list([_document(json.loads(row), language, others) for row in rows])}
 
 
+def prompt_documents(language: str, prompts: str | None = None, **_: Any) -> dict[str, Any]:
+    """What the fidelity task asks: a user's own prompts, or else those of the starter rows.
+
+    Args:
+        language: ISO 639-1 code of the language asked in.
+        prompts: a file as `axolotl_clo.evaluate.prompts` reads it; the harness passes it on from
+            `--metadata '{"prompts": "my.jsonl"}'`. Its rows in other languages are left out.
+        _: the rest of what the harness passes.
+
+    Returns:
+        As `documents`; `response` is empty where a prompt of the file has none.
+
+    Raises:
+        ValueError: the file cannot be used, or has no prompt in this language; it names the row at fault.
+    """
+    if prompts is None:
+        return documents(language)
+
+    from datasets import Dataset
+
+    from axolotl_clo.evaluate.prompts import read_prompts
+
+    if not isinstance(prompts, str):
+        raise ValueError(f"--metadata: `prompts` is the name of a file, got {type(prompts).__name__} {prompts!r}")
+    try:
+        rows = read_prompts(prompts, [language]).rows
+    except ValueError as error:
+        raise ValueError(
+            f"the prompts of task axolotl_clo_{language}_fidelity, which --metadata names: {error}. Name only the "
+            "tasks of languages that the file has, for example --tasks axolotl_clo_ko_fidelity"
+        ) from error
+    of_user = [
+        {
+            "id": row.id,
+            "category": "",
+            "language": language,
+            "prompt": row.text,
+            "response": row.response or "",
+            "choices": [row.response or ""],
+        }
+        for row in rows
+    ]
+    return {"test": Dataset.from_list(of_user)}
+
+
 def _document(row: Mapping[str, Any], language: str, others: Sequence[str]) -> dict[str, Any]:
     for code in (language, *others):
         if not (row["prompt"].get(code) and row["response"].get(code)):
@@ -60,37 +108,77 @@ def _document(row: Mapping[str, Any], language: str, others: Sequence[str]) -> d
 
 
 @lru_cache
-def _identifier(language: str) -> LanguageIdentifier:
-    return LanguageIdentifier((*LANGUAGES, language))
+def _confusion(language: str) -> LanguageConfusion:
+    return LanguageConfusion(language)
 
 
-def fidelity(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the model answered in the language it was asked in; the mean is the share of answers, 0 to 1.
+def fidelity(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Whether the model answered in the language it was asked in.
 
-    The language is identified within the default set (and the prompt's own). An answer whose language is
-    unknown, such as an empty one, gibberish or one half in another language, counts as wrong. One that repeats
-    the prompt counts as right under `fidelity`, and small untrained models do that often; under
-    `fidelity_no_echo` it counts as wrong.
+    `fidelity` asks it of the answer as a whole; the mean is the share of answers, 0 to 1. The language is identified
+    within the default set (and the prompt's own). An answer whose language is unknown, such as an empty one, gibberish
+    or one half in another language, counts as wrong. One that repeats the prompt counts as right, and small untrained
+    models do that often; under `fidelity_no_echo` it counts as wrong.
+
+    `line_pass_rate`, `word_pass_rate` and `language_confusion_pass_rate` are the Language Confusion Benchmark's LPR,
+    WPR and LCPR (`evaluate.confusion`), which ask it of each line and word. They leave out answers without a line of
+    five tokens, whose share is `skipped`; the last two exist only for languages not written in Latin letters.
+
+    What a model thinks before its answer does not count (`evaluate.thinking`).
 
     Args:
         doc: one of `documents`.
         results: the generated answer.
+
+    Returns:
+        One value of each metric: 0 or 1; for the pass rates None where the answer does not count.
     """
-    language = doc["language"]
-    right = _identifier(language).identify(results[0]) == language
-    return {"fidelity": float(right), "fidelity_no_echo": float(right and not is_echo(doc["prompt"], results[0]))}
+    language, answer = doc["language"], final_answer(results[0])
+    (score,) = _confusion(language).score([answer])
+    right = score.language == language
+    metrics: dict[str, Any] = {
+        "fidelity": float(right),
+        "fidelity_no_echo": float(right and not is_echo(doc["prompt"], answer)),
+        "line_pass_rate": _number(score.line_pass),
+        "skipped": float(score.skipped),
+    }
+    if _confusion(language).has_word_rate:
+        metrics["word_pass_rate"] = _number(score.word_pass)
+        metrics["language_confusion_pass_rate"] = [_number(score.line_pass), _number(score.word_pass)]
+    return metrics
+
+
+def _number(passed: bool | None) -> float | None:
+    return None if passed is None else float(passed)
+
+
+def line_pass_rate(items: Sequence[float | None]) -> float:
+    """LPR of the `line_pass_rate` of each answer."""
+    return pass_rates(items).line
+
+
+def word_pass_rate(items: Sequence[float | None]) -> float:
+    """WPR of the `word_pass_rate` of each answer, which is None for those that do not pass at line level."""
+    return pass_rates(items).line
+
+
+def language_confusion_pass_rate(items: Sequence[Sequence[float | None]]) -> float:
+    """LCPR of the (line, word) passes of each answer."""
+    both = pass_rates([line for line, _ in items], [word for _, word in items]).both
+    return both or 0.0
 
 
 def is_echo(prompt: str, answer: str) -> bool:
     """Whether an answer begins with the prompt, nearly word for word.
 
-    The letters and digits of the prompt are compared with as many from the start of the answer; nine tenths in
-    the same order make an echo (`difflib`'s ratio). Of the 1,120 reference responses of the starter rows, which
-    often take up words of the question, five reach that, none of them held out.
+    The letters and digits of the prompt, of a long one those of its first `ECHO_CHARACTERS`, are compared with as many
+    from the start of the answer; nine tenths in the same order make an echo (`difflib`'s ratio). Of the 1,120 reference
+    responses of the starter rows, which often take up words of the question, five reach that, none of them held out.
     """
     asked, answered = ("".join(c for c in text.casefold() if c.isalnum()) for text in (prompt, answer))
-    ratio = SequenceMatcher(None, asked, answered[: len(asked)], autojunk=False).ratio()
-    return ratio >= MIN_ECHO_RATIO
+    asked = asked[:ECHO_CHARACTERS]
+    matcher = SequenceMatcher(None, asked, answered[: len(asked)], autojunk=False)
+    return matcher.quick_ratio() >= MIN_ECHO_RATIO and matcher.ratio() >= MIN_ECHO_RATIO
 
 
 def preference(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:

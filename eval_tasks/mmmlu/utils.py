@@ -5,7 +5,7 @@ from axolotl_clo.evaluate.benchmarks import of_subject
 
 
 def __getattr__(subject):
-    """`!function utils.anatomy` keeps the rows of anatomy: one subject is one task, and a YAML cannot pass arguments."""
+    """`!function utils.anatomy` keeps the rows of anatomy; a YAML cannot pass arguments."""
     if subject.startswith("_"):
         raise AttributeError(subject)
     return partial(of_subject, subject=subject)

@@ -120,32 +120,40 @@ def test_an_answer_scores_the_same_alone_and_among_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "score"),
+    ("answer", "language", "lines", "wrong_lines", "english_word"),
     [
-        (KOREAN, AnswerScore(1, 0, False)),
-        (f"{KOREAN}\n\n{ENGLISH}\n{KOREAN}", AnswerScore(3, 1, False)),
-        (f"{KOREAN[:-1]} actually.", AnswerScore(1, 0, True)),
-        (f"{KOREAN} Actually", AnswerScore(1, 0, False)),  # a name is written like this
-        (f"{KOREAN} the fox", AnswerScore(1, 0, False)),  # three letters are too few
-        (f"{KOREAN} API는 JSON으로", AnswerScore(1, 0, False)),
-        ("네, 좋아요.", AnswerScore(0, 0, False)),
-        (f"{KOREAN}\nQ: {ENGLISH}\nA: {ENGLISH}", AnswerScore(1, 0, False)),
-        ("xkqzv wjrtp qqzzx vbnmk lkjhg", AnswerScore(1, 1, False)),  # in no language at all
-        ("", AnswerScore(0, 0, False)),
-        (" \n\x00\x1b\n\r\n\u2028 ", AnswerScore(0, 0, False)),
+        (KOREAN, "ko", 1, 0, False),
+        (f"{KOREAN}\n\n{ENGLISH}\n{KOREAN}", "ko", 3, 1, False),  # what the whole hides, the lines show
+        (f"{KOREAN[:-1]} actually.", "ko", 1, 0, True),
+        (f"{KOREAN} Actually", "ko", 1, 0, False),  # a name is written like this
+        (f"{KOREAN} the fox", "ko", 1, 0, False),  # three letters are too few
+        (f"{KOREAN} API는 JSON으로", "ko", 1, 0, False),
+        ("네, 좋아요.", "ko", 0, 0, False),
+        (f"{KOREAN}\nQ: {KOREAN}\nA: {KOREAN}", "ko", 1, 0, False),
+        ("xkqzv wjrtp qqzzx vbnmk lkjhg", None, 1, 1, False),  # in no language at all
+        ("", None, 0, 0, False),
+        (" \n\x00\x1b\n\r\n\u2028 ", None, 0, 0, False),
     ],
 )
-def test_what_is_found_in_an_answer(answer: str, score: AnswerScore) -> None:
-    assert LanguageConfusion("ko").score([answer]) == [score]
+def test_what_is_found_in_an_answer(
+    answer: str, language: str | None, lines: int, wrong_lines: int, english_word: bool
+) -> None:
+    assert LanguageConfusion("ko").score([answer]) == [AnswerScore(language, lines, wrong_lines, english_word)]
+
+
+def test_code_between_fences_is_no_language_but_its_lines_are_wrong() -> None:
+    """The benchmark knows no fences; the answer as a whole is still in its language."""
+    answer = f"{KOREAN}\n```python\nfor i in range(10): print(i, i * i)\nreturn [x for x in numbers if x]\n```"
+    assert LanguageConfusion("ko").score([answer]) == [AnswerScore("ko", 3, 2, False)]
 
 
 def test_chinese_is_segmented() -> None:
     confusion = LanguageConfusion("zh")
     assert confusion.score([CHINESE, "你好。", f"{CHINESE}这是weather预报。", GERMAN]) == [
-        AnswerScore(1, 0, False),
-        AnswerScore(0, 0, False),
-        AnswerScore(1, 0, True),
-        AnswerScore(1, 1, False),
+        AnswerScore("zh", 1, 0, False),
+        AnswerScore("zh", 0, 0, False),
+        AnswerScore("zh", 1, 0, True),
+        AnswerScore("de", 1, 1, False),
     ]
 
 
@@ -184,7 +192,10 @@ def test_only_languages_not_in_latin_letters_have_a_word_rate() -> None:
 
 def test_a_language_outside_the_default_set_joins_it() -> None:
     french = "Il fait très beau aujourd'hui et nous allons nous promener."
-    assert LanguageConfusion("fr").score([french, GERMAN]) == [AnswerScore(1, 0, False), AnswerScore(1, 1, False)]
+    assert LanguageConfusion("fr").score([french, GERMAN]) == [
+        AnswerScore("fr", 1, 0, False),
+        AnswerScore("de", 1, 1, False),
+    ]
 
 
 @pytest.mark.parametrize("language", ["ja", "th"])
