@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
 import subprocess
@@ -20,13 +21,15 @@ from conftest import LANGUAGES, ROOT, starter_rows
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
 from axolotl_clo.evaluate import task_folder, tasks
+from axolotl_clo.evaluate.confusion import LanguageConfusion
 
 FOLDER = ROOT / "eval_tasks"
 SCORES = ["fidelity", "preference", "bits_per_byte"]
+OFFLINE = [f"clo_{language}" for language in LANGUAGES]
 TARGETS = [language for language in LANGUAGES if language != "en"]
 ROWS = starter_rows("test")
 GIBBERISH = "xkqzv wjrtp qqzzx vbnmk lkjhg"
@@ -34,8 +37,8 @@ GIBBERISH = "xkqzv wjrtp qqzzx vbnmk lkjhg"
 
 @pytest.fixture(scope="module")
 def manager() -> TaskManager:
-    """As `lm_eval --include_path eval_tasks`: the harness's own tasks and ours."""
-    return TaskManager(include_path=str(FOLDER))
+    """Our tasks alone, which is faster to index."""
+    return TaskManager(include_path=str(FOLDER), include_defaults=False)
 
 
 class FakeLM(LM):
@@ -91,32 +94,49 @@ def size(text: str) -> int:
 # What is found under which name
 
 
-def test_the_yamls_are_those_the_generator_writes() -> None:
+def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
     assert spec
     assert spec.loader
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    on_disk = {file.name: file.read_text(encoding="utf-8") for file in FOLDER.glob("*.yaml")}
-    assert on_disk == generate.all_yamls()
+    return generate
 
 
-def test_the_glob_finds_the_seven_groups_and_nothing_else(manager: TaskManager) -> None:
+def test_the_yamls_are_those_the_generator_writes() -> None:
+    on_disk = {str(file.relative_to(FOLDER)): file.read_text(encoding="utf-8") for file in FOLDER.rglob("*.yaml")}
+    assert on_disk == generator().all_yamls()
+
+
+GROUPS = {
+    *(f"clo_{language}" for language in LANGUAGES),
+    *(f"clo_{language}_belebele" for language in LANGUAGES),
+    *(f"clo_{language}_mmmlu" for language in TARGETS),
+    *("clo_en_mmlu", "clo_ko_kobest"),
+}
+
+
+def test_the_glob_finds_the_groups_and_nothing_else(manager: TaskManager) -> None:
     found = manager.match_tasks(["clo_*"])
-    assert sorted(found) == sorted(f"clo_{language}" for language in LANGUAGES)
-    assert set(found) <= set(manager.all_groups)
+    assert set(found) == GROUPS
+    assert set(manager.all_groups) >= GROUPS
 
 
 def test_every_task_stands_in_exactly_one_group(manager: TaskManager) -> None:
-    groups = [yaml.safe_load(file.read_text()) for file in FOLDER.glob("clo_*.yaml")]
-    members = Counter(task for group in groups for task in group["task"])
-    assert members == Counter(f"axolotl_clo_{language}_{score}" for language in LANGUAGES for score in SCORES)
-    assert {task for task in manager.all_subtasks if task.startswith("axolotl_clo")} == set(members)
+    """So the glob runs each once, and no two groups of one call are refused for a task that they share."""
+    members: Counter[str] = Counter()
+    for file in FOLDER.rglob("clo_*.yaml"):
+        for name in yaml.safe_load(file.read_text())["task"]:
+            members.update(manager.task_index[name]["task"] if name in manager.all_tags else [name])
+    assert set(members.values()) == {1}
+    assert set(members) == set(manager.all_subtasks)
+    assert all(re.fullmatch(rf"axolotl_clo_({'|'.join(LANGUAGES)})_\w+", name) for name in members)
+    assert len(members) == 7 * 3 + 7 + 6 * 57 + 57 + 5
 
 
-def test_the_glob_runs_every_document_once(manager: TaskManager) -> None:
+def test_the_offline_groups_run_every_document_once(manager: TaskManager) -> None:
     model = FakeLM()
-    result = evaluate(manager, model, sorted(manager.match_tasks(["clo_*"])), bootstrap_iters=0)
+    result = evaluate(manager, model, OFFLINE, bootstrap_iters=0)
     asked = Counter((request.task_name, request.doc_id, request.idx) for request in model.asked)
     expected = Counter()
     for language in LANGUAGES:
@@ -127,14 +147,23 @@ def test_the_glob_runs_every_document_once(manager: TaskManager) -> None:
             )
     assert asked == expected
     assert len(model.asked) == 6 * 128 + 288
-    assert set(result["groups"]) == {f"clo_{language}" for language in LANGUAGES}
+    assert set(result["groups"]) == set(OFFLINE)
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_a_tag_names_one_score_in_all_languages(manager: TaskManager, score: str) -> None:
-    assert sorted(get_task_dict([f"axolotl_clo_{score}"], manager)) == sorted(
-        f"axolotl_clo_{language}_{score}" for language in LANGUAGES
-    )
+@pytest.mark.parametrize(
+    ("tag", "number"),
+    [
+        *((f"axolotl_clo_{score}", 7) for score in (*SCORES, "belebele")),
+        *(("axolotl_clo_mmmlu", 6 * 57), ("axolotl_clo_mmlu", 57), ("axolotl_clo_kobest", 5)),
+        *(("axolotl_clo_ko_mmmlu_stem", 19), ("axolotl_clo_en_mmlu_humanities", 13)),
+    ],
+)
+def test_a_tag_names_what_cuts_across_groups(manager: TaskManager, tag: str, number: int) -> None:
+    found = manager.task_index[tag]
+    assert found["type"] == "tag"
+    what = tag.removeprefix("axolotl_clo_")
+    assert len(found["task"]) == number
+    assert all(re.search(rf"_{what.split('_')[1] if what[:3] in ('ko_', 'en_') else what}", x) for x in found["task"])
 
 
 # What a group reports
@@ -151,13 +180,15 @@ def test_a_group_shows_the_scores_of_its_tasks_and_which_way_is_better(manager: 
     assert shown == {
         "fidelity": 1.0,
         "fidelity_no_echo": 1.0,
+        "line_pass_rate": 1.0,
+        "skipped": 0.0,
         "preference": 1.0,
         "preference_per_byte": 1.0,
         "bits_per_byte": pytest.approx(32 * 100 / math.log(2) / sum(map(size, responses("de")))),
     }
     arrows = dict(re.findall(r"\|(\w+) *\|([↑↓])", make_table(result, "groups")))
-    up = dict.fromkeys(("fidelity", "fidelity_no_echo", "preference", "preference_per_byte"), "↑")
-    assert arrows == {**up, "bits_per_byte": "↓"}
+    up = dict.fromkeys(("fidelity", "fidelity_no_echo", "line_pass_rate", "preference", "preference_per_byte"), "↑")
+    assert arrows == {**up, "skipped": "↓", "bits_per_byte": "↓"}
 
 
 # Fidelity
@@ -168,7 +199,12 @@ def test_the_reference_responses_have_full_fidelity(manager: TaskManager, langua
     reference = dict(zip(prompts(language), responses(language), strict=True))
     result = evaluate(manager, FakeLM(answer=reference.__getitem__), [f"axolotl_clo_{language}_fidelity"])
     scores = result["results"][f"axolotl_clo_{language}_fidelity"]
-    assert scores["fidelity,none"] == scores["fidelity_no_echo,none"] == 1.0
+    for metric in ("fidelity", "fidelity_no_echo", "line_pass_rate"):
+        assert scores[f"{metric},none"] == 1.0
+    assert scores["skipped,none"] <= 1 / 32  # Korean says one thing in four words
+    words = {"word_pass_rate,none", "language_confusion_pass_rate,none"}
+    assert words & scores.keys() == (words if language in ("zh", "ko") else set())
+    assert all(scores[metric] == 1.0 for metric in words & scores.keys())
 
 
 def test_fidelity_counts_other_unknown_empty_and_mixed_answers_as_wrong(manager: TaskManager) -> None:
@@ -188,6 +224,100 @@ def test_an_answer_that_repeats_the_prompt_is_an_echo(manager: TaskManager) -> N
     scores = result["results"]["axolotl_clo_de_fidelity"]
     assert scores["fidelity,none"] == 1.0
     assert scores["fidelity_no_echo,none"] == 30 / 32  # the third repeats too little
+
+
+def test_the_pass_rates_are_those_of_the_answers_that_count(manager: TaskManager) -> None:
+    korean, english = responses("ko"), responses("en")
+    answers = korean[:10] + [f"{own}\n{other}" for own, other in zip(korean[10:16], english[10:16], strict=True)]
+    answers += [f"{own} actually" for own in korean[16:20]] + ["네.", "", "\x00"] + ["```\n```"] * 9
+    canned = dict(zip(prompts("ko"), answers, strict=True))
+    result = evaluate(manager, FakeLM(answer=canned.__getitem__), ["axolotl_clo_ko_fidelity"], log_samples=True)
+    scores = result["results"]["axolotl_clo_ko_fidelity"]
+    counted = LanguageConfusion("ko").score(answers)
+    rates = LanguageConfusion("ko").rates(counted)
+    assert rates.skipped >= 12
+    assert 0 < rates.word < 1 > rates.line > 0
+    assert scores["line_pass_rate,none"] == pytest.approx(rates.line)
+    assert scores["word_pass_rate,none"] == pytest.approx(rates.word)
+    assert scores["language_confusion_pass_rate,none"] == pytest.approx(rates.both)
+    assert scores["skipped,none"] == rates.skipped / 32
+    samples = sorted(result["samples"]["axolotl_clo_ko_fidelity"], key=lambda sample: sample["doc_id"])
+    assert [sample["line_pass_rate"] for sample in samples] == [score.line_pass for score in counted]
+    json.dumps([sample["language_confusion_pass_rate"] for sample in samples])  # what --log_samples writes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nThe user asks in German. Let me think.\n</think>\n\n{answer}",
+        "The user asks in German. Let me think about it.</think>{answer}",  # the chat template opened it
+        "<think>one</think> {other} <think>two</think>{answer}",
+        "[THINK]Let me think about it.[/THINK]{answer}",
+        "<|channel|>analysis<|message|>Let me think.<|end|><|start|>assistant<|channel|>final<|message|>{answer}",
+        "<seed:think>Let me think about it.</seed:think>{answer}",
+    ],
+)
+def test_what_a_model_thinks_before_its_answer_does_not_count(text: str) -> None:
+    doc = {"language": "de", "prompt": prompts("de")[0]}
+    answered = text.format(answer=responses("de")[0], other=responses("en")[0])
+    scores = tasks.fidelity(doc, [answered])
+    assert scores == {"fidelity": 1.0, "fidelity_no_echo": 1.0, "line_pass_rate": 1.0, "skipped": 0.0}
+    answered = text.format(answer=responses("en")[0], other=responses("de")[0])
+    assert tasks.fidelity(doc, [answered])["fidelity"] == 0.0
+
+
+@pytest.mark.parametrize("text", ["<think>Das Wetter ist heute sehr schön und wir gehen", "", None, "\x00\x07\x1b[2J"])
+def test_no_answer_is_wrong_and_skipped(text: str | None) -> None:
+    scores = tasks.fidelity({"language": "de", "prompt": prompts("de")[0]}, [text])
+    assert scores == {"fidelity": 0.0, "fidelity_no_echo": 0.0, "line_pass_rate": None, "skipped": 1.0}
+
+
+def test_answers_and_prompts_of_100_kb_are_scored() -> None:
+    long = " ".join(responses("de")) * (100_000 // size(" ".join(responses("de"))))
+    scores = tasks.fidelity({"language": "de", "prompt": long}, [f"{long} {long}"])
+    assert scores == {"fidelity": 1.0, "fidelity_no_echo": 0.0, "line_pass_rate": 1.0, "skipped": 0.0}
+
+
+def asked_of_file(file: Path, content: str, task: str = "axolotl_clo_ko_fidelity") -> list[str]:
+    file.write_text(content, encoding="utf-8")
+    with_file = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata={"prompts": str(file)})
+    model = FakeLM(answer=lambda prompt: responses("ko")[0])
+    evaluate(with_file, model, [task])
+    return [request.args[0] for request in model.asked]
+
+
+def test_a_user_s_own_prompts_take_the_place_of_the_starter_rows(tmp_path: Path) -> None:
+    rows = [{"id": "a", "language": "ko", "prompt": "안녕하세요?"}, {"id": "b", "language": "de", "prompt": "Wie?"}]
+    rows += [{"id": "c", "language": "ko", "prompt": "뭐\n해요?"}]
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    assert asked_of_file(tmp_path / "mine.jsonl", content) == ["안녕하세요?", "뭐\n해요?"]
+    assert asked_of_file(tmp_path / "mine.jsonl", content, "axolotl_clo_ko_preference")[:1] == prompts("ko")[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.jsonl", "", "mine.jsonl: no prompts in it"),
+        (
+            "mine.jsonl",
+            '{"language": "de", "prompt": "Wie?"}\n',
+            "no prompts in it .in de, which --language does not name",
+        ),
+        ("mine.jsonl", '{"language": "ko"}\n', "row 0: no column prompt"),
+        ("mine.jsonl", '{"language": "ko", "prompt": 3}\n', "column prompt: text is accepted, got int 3"),
+        ("mine.jsonl", '{"language": "ko", ', "mine.jsonl"),
+        ("mine.docx", "", "files ending in"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_used_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"(?s)prompts of task axolotl_clo_ko_fidelity, which --metadata.*{message}"):
+        asked_of_file(tmp_path / name, content)
+    with pytest.raises(ValueError, match="no such file"):
+        tasks.prompt_documents("ko", prompts=str(tmp_path / "nothing.jsonl"))
+    with pytest.raises(ValueError, match=r"`prompts` is the name of a file, got list"):
+        tasks.prompt_documents("ko", prompts=["a.jsonl"])  # type: ignore[arg-type]
 
 
 def test_answers_are_greedy_short_and_end_only_at_the_end_token(manager: TaskManager) -> None:

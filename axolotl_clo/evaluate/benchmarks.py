@@ -19,7 +19,7 @@ def of_subject(dataset: Any, subject: str) -> Any:
     Raises:
         ValueError: no row is of that subject.
     """
-    subjects = [str(name).split("_test", 1)[0] for name in dataset["Subject"]]
+    subjects = [str(name).split("_test", 1)[0] for name in dataset["Subject"][:]]
     places = [place for place, name in enumerate(subjects) if name == subject]
     if not places:
         raise ValueError(f"MMMLU: no row is of subject {subject!r}; the column 'Subject' has {sorted(set(subjects))}")
