@@ -42,6 +42,9 @@ def test_wheel_holds_package_data_and_tasks(distributions: Path) -> None:
         "axolotl_clo/data/starter/test.jsonl",
     } <= names
     assert {f"lm_eval/tasks/axolotl_clo/clo_{lang}.yaml" for lang in LANGUAGES} <= names
+    tasks = [file.relative_to(ROOT / "eval_tasks") for file in (ROOT / "eval_tasks").rglob("*yaml")]
+    assert {f"lm_eval/tasks/axolotl_clo/{task}" for task in tasks} <= names
+    assert {f"lm_eval/tasks/axolotl_clo/{folder}utils.py" for folder in ("", "mmmlu/", "kobest/")} <= names
     assert not [n for n in names if n.startswith(("tests/", "example_configs/"))]
     assert "Requires-Dist: axolotl<0.22,>=0.19" in metadata
     assert "License-Expression: Apache-2.0" in metadata
@@ -75,6 +78,7 @@ def test_installed_wheel_lists_its_tasks_and_uninstalls_without_trace(distributi
     for lang in LANGUAGES:
         assert f"clo_{lang}" in listing
         assert f"axolotl_clo_{lang}_fidelity" in listing
+        assert f"axolotl_clo_{lang}_belebele" in listing
     where = "from axolotl_clo.evaluate import task_folder; print(task_folder())"
     assert run(python, "-c", where, cwd=tmp_path).strip() == str(site / "lm_eval" / "tasks" / "axolotl_clo")
 
