@@ -2,8 +2,9 @@
 
 Lines are those that the line-level pass rate looks at: of five tokens or more. They come from the starter rows (all
 seven languages), LAFAND-MT (en, sw, yo), KoBEST (ko) and, where the packages are installed, chatterbot-corpus and the
-messages of Django, which are there in Malay too. Of each source some lines are listed that are not found to be in their
-language (`--wrong N`): most are names, code, or in another language indeed. An answer is scored as a whole and by line.
+messages of Django, which are there in Malay too. Of each source some lines are listed that are not found to be in
+their language (`--wrong N`): most are names, code, or in another language indeed. An answer is scored as a whole and
+by line.
 """
 
 from __future__ import annotations
@@ -161,9 +162,8 @@ def speed(number: int) -> None:
         taken = min(timed(confusion, answers) for _ in range(3))
         words = sum(len(answer.split()) for answer in answers) / number
         characters = sum(map(len, answers)) / number
-        print(
-            f"{language}: {number / taken:8,.0f} answers per CPU second   of {words:.0f} words, {characters:.0f} characters"
-        )
+        size = f"{words:.0f} words, {characters:.0f} characters"
+        print(f"{language}: {number / taken:8,.0f} answers per CPU second, of {size}")
 
 
 def main() -> None:

@@ -290,6 +290,25 @@ def test_the_whole_glob_runs_each_document_once_on_a_real_model(small: Path, tin
         assert aggregates.proficiency(results, language, "offline")
 
 
+def test_the_batch_size_changes_nothing(small: Path, tiny_llama: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    found = []
+    for size in (1, 5):
+        result = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=str(tiny_llama), device="cpu", dtype="float32", batch_size=size),
+            tasks=["axolotl_clo_de_belebele", "axolotl_clo_ko_kobest_hellaswag", "axolotl_clo_zh_fidelity"],
+            task_manager=OWN,
+            num_fewshot=1,
+            limit=6,
+            gen_kwargs={"max_gen_toks": 12},
+            bootstrap_iters=0,
+        )
+        answers = [sample["filtered_resps"] for sample in result["samples"]["axolotl_clo_zh_fidelity"]]
+        found.append(({task: metrics(row) for task, row in result["results"].items()}, answers))
+    assert found[0] == found[1]
+
+
 @pytest.fixture
 def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server of chat completions that answers in Korean after some thought."""
