@@ -23,6 +23,7 @@ class CLOCollator:
     response_ids: `[N]`, the token each of them predicts.
     response_sequence: `[N]`, the sequence, 0 to S−1, each of them belongs to.
     response_lengths: `[examples, 2, 2]`, tokens of each response.
+    pairs: `[directions present, 3]`, tokens of each prompt and of its two responses.
     language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
@@ -38,6 +39,7 @@ class CLOCollator:
         logit_positions: list[int] = []
         response_sequence: list[int] = []
         lengths: list[int] = []
+        pairs: list[list[int]] = []
         for row in rows:
             for name, prompt_length in zip(SEQUENCES, row["prompt_lengths"], strict=True):
                 tokens = row[name]
@@ -47,6 +49,10 @@ class CLOCollator:
                 lengths.append(len(tokens) - prompt_length)
                 input_ids.extend(tokens)
                 position_ids.extend(range(len(tokens)))
+            for direction in (0, 2):
+                prompt_length, responses = row["prompt_lengths"][direction], lengths[direction - 4 :][:2]
+                if prompt_length:
+                    pairs.append([prompt_length, *responses])
         ids = torch.tensor([input_ids], dtype=torch.long)
         positions = torch.tensor(logit_positions, dtype=torch.long)
         batch = {
@@ -56,6 +62,7 @@ class CLOCollator:
             "response_ids": ids[0, positions + 1],
             "response_sequence": torch.tensor(response_sequence, dtype=torch.long),
             "response_lengths": torch.tensor(lengths).view(-1, 2, 2),
+            "pairs": torch.tensor(pairs),
             "language": torch.tensor([row["language"] for row in rows]),
         }
         if "example_index" in rows[0]:

@@ -7,6 +7,7 @@ A batch is what `CLOCollator` returns. Only the positions that predict a respons
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +45,8 @@ def token_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True) -> t
 
 def _packed_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    if "attention_mask" in batch:  # prompts are shared
+        inputs["attention_mask"] = batch["attention_mask"]
     if _accepts(model, "logits_to_keep"):
         inputs["logits_to_keep"] = batch["logit_positions"]
         return model(**inputs, use_cache=False).logits[0]
@@ -85,18 +88,23 @@ def _accepts(model: Any, argument: str) -> bool:
 
 
 @torch.no_grad()
-def packing_is_exact(model: nn.Module, batch: Batch) -> bool:
+def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[[Batch], Batch] = lambda batch: batch) -> bool:
     """Whether the sequences of `batch` score the same packed as each alone.
 
     Packing by position ids is silently wrong for architectures that do not mask by them (ALiBi models, some
     linear attention), so it is tried on the model at hand. Below float32 the noise of padding, which is known
     to be right, is the yardstick.
+
+    Args:
+        model: to try it on.
+        batch: of `CLOCollator`.
+        layout: what is done to the batch before, such as `share_prompts`.
     """
     if not _accepts(model, "position_ids"):
         return False
     alone = torch.cat([token_log_probs(model, single) for single in _split(batch)])
     try:
-        packed = token_log_probs(model, batch)
+        packed = token_log_probs(model, layout(batch))
     except (RuntimeError, ValueError, TypeError):
         return False
     noise = (token_log_probs(model, batch, packed=False) - alone).abs().max()

@@ -148,6 +148,11 @@ class CLOConfig(_Section):
         description="Where log π_ref comes from: `precompute` scores all rows once before the first step and "
         "caches the result; `adapter` (LoRA, QLoRA) switches the adapter off at every step.",
     )
+    share_prompts: bool = Field(
+        True,
+        description="Compute each prompt once for both of its responses (arXiv 2410.20305), where its attention "
+        "can and a probe on the first batch finds it exact. Changes nothing but time and memory.",
+    )
     max_examples: int | None = Field(
         None,
         ge=1,

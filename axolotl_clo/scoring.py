@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -23,8 +23,11 @@ from axolotl_clo.logprobs import Batch, packing_is_exact, sequence_log_probs
 from axolotl_clo.loss import LogProbs
 from axolotl_clo.reference import ReferenceCache, ReferenceRecord, model_key, row_digests
 from axolotl_clo.schema import CLOConfig
+from axolotl_clo.shared_prompts import restore_attention, set_attention, share_prompts
 
 LOG = get_logger(__name__)
+
+Layout = Literal["shared", "packed", "padded"]
 
 
 class ScoringTrainer(AxolotlTrainer):
@@ -35,7 +38,7 @@ class ScoringTrainer(AxolotlTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._packing: bool | None = None
+        self._layout: Layout | None = None
         self._reference_cache: ReferenceCache | None = None
         self._record: ReferenceRecord | None = None
 
@@ -49,7 +52,7 @@ class ScoringTrainer(AxolotlTrainer):
 
     def log_probs(self, model: Any, inputs: Batch) -> LogProbs:
         """Log-probabilities of a batch under policy and reference; gradients reach the policy's alone."""
-        policy = sequence_log_probs(model, inputs, packed=self._packs(model, inputs))
+        policy = self._score_batch(model, inputs)
         reference = inputs.get("reference_log_probs")
         if reference is None and self.clo.needs_reference:
             reference = self._without_adapter(model, inputs)
@@ -57,21 +60,45 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _without_adapter(self, model: Any, inputs: Batch) -> torch.Tensor:
         with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-            return sequence_log_probs(model, inputs, packed=self._packs(model, inputs))
+            return self._score_batch(model, inputs)
 
-    def _packs(self, model: Any, inputs: Batch) -> bool:
-        """Whether sequences may be packed by position ids: tried once, on the first batch."""
-        if self._packing is None:
-            training = model.training
-            model.eval()
-            self._packing = packing_is_exact(model, _first_example(inputs))
-            model.train(training)
+    def _score_batch(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Log-probabilities of the responses of a batch, `[examples, 2, 2]`, by the leanest layout that is exact."""
+        if self._layout is None:
+            self._layout = self._find_layout(model, _first_example(batch))
+        if self._layout == "shared":
+            return sequence_log_probs(model, share_prompts(batch))
+        return sequence_log_probs(model, batch, packed=self._layout == "packed")
+
+    def _find_layout(self, model: Any, example: Batch) -> Layout:
+        """Try layouts on one example."""
+        training = model.training
+        model.eval()
+        try:
             kind = type(self.accelerator.unwrap_model(model)).__name__
-            if self._packing:
+            why_not = self._cannot_share(model, example)
+            if why_not is None:
+                LOG.info("clo: batches of %s hold each prompt once, without padding; the probe found it exact", kind)
+                return "shared"
+            LOG.info("clo: prompts are not shared between responses: %s", why_not)
+            if packing_is_exact(model, example):
                 LOG.info("clo: batches of %s are packed without padding; the probe found it exact", kind)
-            else:
-                LOG.warning("clo: packing is not exact for %s; batches are padded instead", kind)
-        return self._packing
+                return "packed"
+            LOG.warning("clo: packing is not exact for %s; batches are padded instead", kind)
+            return "padded"
+        finally:
+            model.train(training)
+
+    def _cannot_share(self, model: Any, example: Batch) -> str | None:
+        if not self.clo.share_prompts:
+            return "clo.share_prompts is false"
+        inner = self.accelerator.unwrap_model(model)
+        inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
+        why_not = set_attention(inner, self.axolotl_cfg.sequence_len)
+        if why_not is None and not packing_is_exact(model, example, share_prompts):
+            restore_attention(inner)
+            why_not = "the probe found it inexact for this model"
+        return why_not
 
     # ---- the reference ----
 
@@ -233,7 +260,7 @@ class ScoringTrainer(AxolotlTrainer):
         with torch.no_grad(), adapter_off(), self.accelerator.autocast():
             for batch in tqdm(loader, desc="Reference log-probabilities", disable=not self.is_local_process_zero()):
                 batch = {name: value.to(self.args.device) for name, value in batch.items()}
-                scored.extend(sequence_log_probs(model, batch, packed=self._packs(model, batch)).cpu())
+                scored.extend(self._score_batch(model, batch).cpu())
         model.train(training)
         return gather_object(list(zip(mine, scored, strict=True)))
 
@@ -256,4 +283,5 @@ def _first_example(batch: Batch) -> Batch:
         "response_ids": batch["response_ids"][mine],
         "response_sequence": batch["response_sequence"][mine],
         "response_lengths": batch["response_lengths"][:1],
+        "pairs": batch["pairs"][: present // 2],
     }

@@ -1,0 +1,186 @@
+"""Each prompt once for both of its responses: exactly as with a copy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import logged, train, weights
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
+
+from axolotl_clo.collator import SEQUENCES, CLOCollator
+from axolotl_clo.logprobs import packing_is_exact, sequence_log_probs, token_log_probs
+from axolotl_clo.shared_prompts import restore_attention, set_attention, share_prompts
+
+Write = Callable[..., Path]
+
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+GQA = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48}
+CONFIGS = {
+    "llama": LlamaConfig(**GQA),
+    "qwen2": Qwen2Config(**GQA),
+    "mistral": MistralConfig(**GQA, sliding_window=64),
+    "granite": GraniteConfig(**GQA, logits_scaling=3.0, attention_multiplier=0.3),
+    "cohere": CohereConfig(**GQA, logit_scale=0.3),
+    "gemma2": Gemma2Config(**GQA, head_dim=8, sliding_window=64, final_logit_softcapping=2.0),
+    "gpt_neox": GPTNeoXConfig(**SMALL, intermediate_size=48),
+    "qwen3_moe": Qwen3MoeConfig(**GQA, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, head_dim=8),
+}
+LENGTHS = [(5, 7, 3, 9), (2, 1, 11, 4), (9, 2, 2, 2)]  # source prompt, its response, target prompt, its response
+
+
+def build(config: Any, attn: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn, dtype=dtype).eval()
+
+
+def rows(one_direction: bool = False) -> list[dict[str, Any]]:
+    """Rows of random tokens in which both sequences of a direction begin with one prompt."""
+    numbers = torch.Generator().manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(1, 61, (length,), generator=numbers).tolist()
+
+    made = []
+    for a, b, c, d in LENGTHS:
+        source, target, answer, translated = draw(a), draw(c), draw(b), draw(d)
+        texts = (source + answer, source + translated, target + translated, target + answer)
+        row = dict(zip(SEQUENCES, texts, strict=True)) | {"prompt_lengths": [a, a, c, c], "language": 0}
+        if one_direction and made:
+            row |= {"source_chosen": [], "source_rejected": [], "prompt_lengths": [0, 0, c, c]}
+        made.append(row)
+    return made
+
+
+@pytest.mark.parametrize("one_direction", [False, True], ids=["both directions", "one direction"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shared_prompts_give_the_same_scores_and_gradients(name: str, one_direction: bool) -> None:
+    model, batch = build(CONFIGS[name]), CLOCollator()(rows(one_direction))
+    apart = token_log_probs(model, batch, packed=False)
+    apart.square().mean().backward()
+    expected = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    assert set_attention(model, longest=64) is None
+    together = token_log_probs(model, share_prompts(batch))
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    together.square().mean().backward()
+    for key, weight in model.named_parameters():
+        if key in expected:
+            size = max(float(expected[key].abs().max()), 1.0)
+            torch.testing.assert_close(weight.grad / size, expected[key] / size, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_shared_prompts_are_as_near_in_bfloat16_as_packed_ones(name: str) -> None:
+    whole, batch = build(CONFIGS[name]), CLOCollator()(rows())
+    model = build(CONFIGS[name], dtype=torch.bfloat16)
+    model.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        truth, packed = (sequence_log_probs(m, batch) for m in (whole, model))
+        set_attention(model, longest=64)
+        shared = sequence_log_probs(model, share_prompts(batch))
+    assert (shared - truth).abs().max() <= 2 * (packed - truth).abs().max() + 0.05
+
+
+def test_every_prompt_passes_through_the_model_once() -> None:
+    model, batch = build(CONFIGS["llama"]), CLOCollator()(rows())
+    set_attention(model, longest=64)
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: seen.append(output.shape[1]))
+    sequence_log_probs(model, share_prompts(batch))
+    assert seen == [sum(a + b + d + c + d + b for a, b, c, d in LENGTHS)]
+
+
+def test_a_response_does_not_see_the_other_one() -> None:
+    model, examples = build(CONFIGS["llama"]), rows()
+    set_attention(model, longest=64)
+    before = token_log_probs(model, share_prompts(CLOCollator()(examples)))
+    prompt = examples[0]["prompt_lengths"][0]
+    chosen = examples[0]["source_chosen"]
+    examples[0]["source_chosen"] = chosen[:prompt] + [token % 60 + 1 for token in chosen[prompt:]]
+    after = token_log_probs(model, share_prompts(CLOCollator()(examples)))
+    changed = len(chosen) - prompt
+    assert (before[:changed] - after[:changed]).abs().max() > 0.01
+    torch.testing.assert_close(before[changed:], after[changed:])
+
+
+def test_other_masks_mean_what_they_did() -> None:
+    model = build(CONFIGS["llama"])
+    ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+        return model(input_ids=ids, attention_mask=mask).logits[mask.bool()], made
+
+    (logits, made), why_not = outputs(), set_attention(model, longest=64)
+    assert why_not is None
+    again, made_again = outputs()
+    assert torch.equal(logits, again)
+    assert torch.equal(made, made_again)
+    restore_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_cannot_share_says_why() -> None:
+    assert (
+        set_attention(build(CONFIGS["llama"], attn="eager"), 64) == "attn_implementation is eager, and sdpa is needed"
+    )
+    why_not = set_attention(build(CONFIGS["mistral"]), 65)
+    assert why_not == "the model attends to the last 64 tokens only, and sequences may have 65"
+
+
+def test_the_probe_finds_a_model_that_mixes_tokens_outside_attention() -> None:
+    model, batch = build(CONFIGS["llama"]), CLOCollator()(rows())
+    set_attention(model, longest=64)
+    assert packing_is_exact(model, batch, share_prompts)
+    mixing = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: mixing(x + x.roll(1, dims=1))
+    assert not packing_is_exact(model, batch, share_prompts)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["plain", "gradient checkpointing"])
+def test_training_is_the_same_with_prompts_shared(options: dict[str, Any], write_config: Write, tmp_path: Path) -> None:
+    losses = {}
+    for share in (True, False):
+        config = write_config(
+            clo={"target_lang": "de", "share_prompts": share},
+            max_steps=12,
+            num_epochs=12,
+            output_dir=str(tmp_path / str(share)),
+            dataset_prepared_path=str(tmp_path / f"prepared {share}"),
+            **options,
+        )
+        losses[share] = logged(train(config), "loss")
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
+    for name, weight in weights(tmp_path / "True").items():
+        torch.testing.assert_close(weights(tmp_path / "False")[name], weight, atol=1e-4, rtol=0)
+
+
+def test_the_log_says_which_layout_is_used(write_config: Write, clo_log: pytest.LogCaptureFixture) -> None:
+    train(write_config(max_steps=1))
+    assert "hold each prompt once" in clo_log.text
+    clo_log.clear()
+    train(write_config(max_steps=1, attn_implementation="eager", clo={"target_lang": "ko"}))
+    assert "prompts are not shared between responses: attn_implementation is eager" in clo_log.text
