@@ -10,6 +10,7 @@ import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import gather_object
@@ -38,7 +39,7 @@ class ScoringTrainer(AxolotlTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._layout: Layout | None = None
+        self._layouts: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
         self._reference_cache: ReferenceCache | None = None
         self._record: ReferenceRecord | None = None
 
@@ -64,11 +65,13 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _score_batch(self, model: Any, batch: Batch) -> torch.Tensor:
         """Log-probabilities of the responses of a batch, `[examples, 2, 2]`, by the leanest layout that is exact."""
-        if self._layout is None:
-            self._layout = self._find_layout(model, _first_example(batch))
-        if self._layout == "shared":
+        inner = self.accelerator.unwrap_model(model)  # the reference may be a model of its own
+        if inner not in self._layouts:
+            self._layouts[inner] = self._find_layout(model, _first_example(batch))
+        layout = self._layouts[inner]
+        if layout == "shared":
             return sequence_log_probs(model, share_prompts(batch))
-        return sequence_log_probs(model, batch, packed=self._layout == "packed")
+        return sequence_log_probs(model, batch, packed=layout == "packed")
 
     def _find_layout(self, model: Any, example: Batch) -> Layout:
         """Try layouts on one example."""

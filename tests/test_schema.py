@@ -229,10 +229,12 @@ def test_defaults_are_the_method(write_config: Write) -> None:
         "train_modules": "attention",
         "layers": None,
         "reference": "precompute",
+        "share_prompts": True,
         "max_examples": None,
         "target_source_ratio": 1.0,
         "rejected": "source",
         "sampling_temperature": 1.0,
+        "eval_answers": 8,
         "check_language": "warn",
     }
     assert cfg.remove_unused_columns is False
