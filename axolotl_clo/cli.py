@@ -198,6 +198,8 @@ def translate(
 ) -> None:
     """Translate English instruction data into parallel rows for `type: axolotl_clo.cross_lingual`.
 
+    SOURCE is a file (JSONL, JSON, CSV, TSV, Parquet), a folder, or a hub dataset OWNER/NAME.
+
     Code, URLs, LaTeX, HTML, placeholders and numbers keep their bytes. Rows that fail a check go to `rejected.jsonl`
     with the reason. A run that was killed goes on with the same command; other thresholds with the same command filter
     again without translating again.
