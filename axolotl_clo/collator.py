@@ -23,7 +23,7 @@ class CLOCollator:
     response_ids: `[N]`, the token each of them predicts.
     response_sequence: `[N]`, the sequence, 0 to S−1, each of them belongs to.
     response_lengths: `[examples, 2, 2]`, tokens of each response.
-    pairs: `[directions present, 3]`, tokens of each prompt and of its two responses.
+    pairs: `[directions present, 3]`, tokens that both sequences of a direction begin with, and of the rest of each.
     language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
@@ -49,10 +49,11 @@ class CLOCollator:
                 lengths.append(len(tokens) - prompt_length)
                 input_ids.extend(tokens)
                 position_ids.extend(range(len(tokens)))
-            for direction in (0, 2):
-                prompt_length, responses = row["prompt_lengths"][direction], lengths[direction - 4 :][:2]
-                if prompt_length:
-                    pairs.append([prompt_length, *responses])
+            for first, second in ((0, 1), (2, 3)):
+                # A token on the border of prompt and response is part of the response, so prompts may differ by one.
+                shared = min(row["prompt_lengths"][first], row["prompt_lengths"][second])
+                if shared:
+                    pairs.append([shared, *(len(row[SEQUENCES[i]]) - shared for i in (first, second))])
         ids = torch.tensor([input_ids], dtype=torch.long)
         positions = torch.tensor(logit_positions, dtype=torch.long)
         batch = {

@@ -55,7 +55,7 @@ def build(config: Any, attn: str = "sdpa", dtype: torch.dtype = torch.float32) -
     return AutoModelForCausalLM.from_config(config, attn_implementation=attn, dtype=dtype).eval()
 
 
-def rows(one_direction: bool = False) -> list[dict[str, Any]]:
+def rows(kind: str = "both directions") -> list[dict[str, Any]]:
     """Rows of random tokens in which both sequences of a direction begin with one prompt."""
     numbers = torch.Generator().manual_seed(1)
 
@@ -67,16 +67,18 @@ def rows(one_direction: bool = False) -> list[dict[str, Any]]:
         source, target, answer, translated = draw(a), draw(c), draw(b), draw(d)
         texts = (source + answer, source + translated, target + translated, target + answer)
         row = dict(zip(SEQUENCES, texts, strict=True)) | {"prompt_lengths": [a, a, c, c], "language": 0}
-        if one_direction and made:
+        if kind == "a token on the border":
+            row["prompt_lengths"] = [a - 1, a, c, c - 1]
+        if kind == "one direction" and made:
             row |= {"source_chosen": [], "source_rejected": [], "prompt_lengths": [0, 0, c, c]}
         made.append(row)
     return made
 
 
-@pytest.mark.parametrize("one_direction", [False, True], ids=["both directions", "one direction"])
+@pytest.mark.parametrize("kind", ["both directions", "one direction", "a token on the border"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_shared_prompts_give_the_same_scores_and_gradients(name: str, one_direction: bool) -> None:
-    model, batch = build(CONFIGS[name]), CLOCollator()(rows(one_direction))
+def test_shared_prompts_give_the_same_scores_and_gradients(name: str, kind: str) -> None:
+    model, batch = build(CONFIGS[name]), CLOCollator()(rows(kind))
     apart = token_log_probs(model, batch, packed=False)
     apart.square().mean().backward()
     expected = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
