@@ -22,7 +22,7 @@ from axolotl_clo.evaluate.language import LANGUAGES, LanguageIdentifier, support
 from axolotl_clo.schema import CLOConfig
 
 MAX_NEW_TOKENS = 64
-_SHOWN = 240  # characters of a text in the table
+_SHOWN_OF_PROMPT, _SHOWN_OF_ANSWER = 80, 160  # characters in the console
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def show(answers: Sequence[Answer], step: int) -> None:
     for answer in answers:
         right = answer.identified == answer.language
         found = Text(answer.identified or "unknown", style="green" if right else "red")
-        table.add_row(answer.language, found, Text(_cut(answer.prompt)), Text(_cut(answer.text)))
+        table.add_row(answer.language, found, Text(_end(answer.prompt)), Text(_start(answer.text)))
     Console().print(table)
 
 
@@ -143,8 +143,15 @@ def track(answers: Sequence[Answer], step: int, callbacks: Sequence[Any]) -> Non
         writer.add_text("clo/answers", "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+def _end(prompt: str) -> str:
+    """What was asked stands at the end of a rendered prompt."""
+    words = " ".join(prompt.split())
+    return words if len(words) <= _SHOWN_OF_PROMPT else f"… {words[-_SHOWN_OF_PROMPT:]}"
+
+
+def _start(answer: str) -> str:
+    words = " ".join(answer.split())
+    return words if len(words) <= _SHOWN_OF_ANSWER else f"{words[:_SHOWN_OF_ANSWER]} …"
 
 
 def _cell(text: str) -> str:
