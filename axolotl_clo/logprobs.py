@@ -1,7 +1,7 @@
 """From a packed batch to the log-probability of each response, without the logits of other positions.
 
-A batch is what `CLOCollator` returns. Only the positions that predict a response token reach the output head
-(`logits_to_keep`), so the model's own head, with its soft-capping or scaling, is what computes the logits.
+A batch is what `CLOCollator` returns. Only the positions that predict a response token reach the output head, and it is
+the model's own, with its soft-capping or scaling: in pieces (`output_head`), or at once (`logits_to_keep`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Batch = dict[str, torch.Tensor]
 PACKING_TOLERANCE = 1e-3
 
 
-def sequence_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True) -> torch.Tensor:
-    """Summed log-probability of each response, `[examples, 2, 2]`, in nats, float32."""
-    tokens = token_log_probs(model, batch, packed=packed)
+def sequence_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True, in_pieces: bool = False) -> torch.Tensor:
+    """Summed log-probability of each response, `[examples, 2, 2]`, in nats, float32; see `token_log_probs`."""
+    tokens = token_log_probs(model, batch, packed=packed, in_pieces=in_pieces)
     sums = torch.zeros(batch["response_lengths"].numel(), dtype=tokens.dtype, device=tokens.device)
     return sums.index_add(0, batch["response_sequence"], tokens).view_as(batch["response_lengths"])
 
 
-def token_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True) -> torch.Tensor:
+def token_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True, in_pieces: bool = False) -> torch.Tensor:
     """Log-probability of each response token, `[N]`, in nats, float32.
 
     Args:
@@ -36,24 +36,39 @@ def token_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True) -> t
         batch: see `CLOCollator`.
         packed: run the sequences end to end in one row; False: one padded row each, for architectures that
             cannot tell packed sequences apart.
+        in_pieces: never hold the logits of all positions; the model went through `output_head.let_score`.
     """
-    logits = _packed_logits(model, batch) if packed else _padded_logits(model, batch)
-    logits = logits.float()
+    inputs, row, column = (_packed if packed else _padded)(batch)
+    if in_pieces:
+        places = row * inputs["input_ids"].shape[1] + column
+        scores: torch.Tensor = model(**inputs, use_cache=False, score_positions=places, score_ids=batch["response_ids"])
+        return scores
+    logits = _logits(model, inputs, row, column).float()
     chosen = logits.gather(-1, batch["response_ids"][:, None]).squeeze(-1)
     return chosen - logits.logsumexp(-1)
 
 
-def _packed_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+def _logits(model: nn.Module, inputs: dict[str, Any], row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """Logits at places, `[N, V]`."""
+    if not _accepts(model, "logits_to_keep"):
+        return model(**inputs, use_cache=False).logits[row, column]  # type: ignore[no-any-return]
+    if len(inputs["input_ids"]) == 1:
+        return model(**inputs, use_cache=False, logits_to_keep=column).logits[0]  # type: ignore[no-any-return]
+    first = int(column.min())
+    kept = torch.arange(first, int(column.max()) + 1, device=column.device)
+    return model(**inputs, use_cache=False, logits_to_keep=kept).logits[row, column - first]  # type: ignore[no-any-return]
+
+
+def _packed(batch: Batch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What the model gets, and the row and column of each logit."""
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     if "attention_mask" in batch:  # prompts are shared
         inputs["attention_mask"] = batch["attention_mask"]
-    if _accepts(model, "logits_to_keep"):
-        inputs["logits_to_keep"] = batch["logit_positions"]
-        return model(**inputs, use_cache=False).logits[0]
-    return model(**inputs, use_cache=False).logits[0, batch["logit_positions"]]
+    return inputs, torch.zeros_like(batch["logit_positions"]), batch["logit_positions"]
 
 
-def _padded_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+def _padded(batch: Batch) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What the model gets, and the row and column of each logit."""
     positions = batch["position_ids"][0]
     starts = (positions == 0).nonzero().squeeze(-1).tolist()
     bounds = [*starts, positions.numel()]
@@ -61,14 +76,8 @@ def _padded_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     # The pad token is never attended to nor scored, so its id does not matter.
     input_ids = pad_sequence(rows, batch_first=True)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    row = _sequence_of_logits(batch)
-    column = positions[batch["logit_positions"]]
-    if _accepts(model, "logits_to_keep"):
-        first = int(column.min())
-        inputs["logits_to_keep"] = torch.arange(first, int(column.max()) + 1, device=column.device)
-        return model(**inputs, use_cache=False).logits[row, column - first]
-    return model(**inputs, use_cache=False).logits[row, column]
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    return inputs, _sequence_of_logits(batch), positions[batch["logit_positions"]]
 
 
 def _sequence_of_logits(batch: Batch) -> torch.Tensor:
@@ -92,23 +101,31 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[[Batch], B
     """Whether the sequences of `batch` score the same packed as each alone.
 
     Packing by position ids is silently wrong for architectures that do not mask by them (ALiBi models, some
-    linear attention), so it is tried on the model at hand. Below float32 the noise of padding, which is known
-    to be right, is the yardstick.
+    linear attention), so it is tried on the model at hand.
 
     Args:
         model: to try it on.
         batch: of `CLOCollator`.
         layout: what is done to the batch before, such as `share_prompts`.
     """
-    if not _accepts(model, "position_ids"):
-        return False
+    return _accepts(model, "position_ids") and _is_exact(model, batch, lambda: token_log_probs(model, layout(batch)))
+
+
+@torch.no_grad()
+def pieces_are_exact(model: nn.Module, batch: Batch) -> bool:
+    """Whether the sequences of `batch` score the same with the output head in pieces as each alone."""
+    return _is_exact(model, batch, lambda: token_log_probs(model, batch, packed=False, in_pieces=True))
+
+
+def _is_exact(model: nn.Module, batch: Batch, score: Callable[[], torch.Tensor]) -> bool:
+    """Below float32 the noise of padding, which is known to be right, is the yardstick."""
     alone = torch.cat([token_log_probs(model, single) for single in _split(batch)])
-    try:
-        packed = token_log_probs(model, layout(batch))
-    except (RuntimeError, ValueError, TypeError):
-        return False
     noise = (token_log_probs(model, batch, packed=False) - alone).abs().max()
-    return bool((packed - alone).abs().max() <= torch.clamp(3 * noise, min=PACKING_TOLERANCE))
+    try:
+        error = (score() - alone).abs().max()
+    except (AttributeError, RuntimeError, ValueError, TypeError):
+        return False
+    return bool(error <= torch.clamp(3 * noise, min=PACKING_TOLERANCE))
 
 
 def _split(batch: Batch) -> list[Batch]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,15 +20,22 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from axolotl_clo.collator import CLOCollator
-from axolotl_clo.logprobs import Batch, packing_is_exact, sequence_log_probs
+from axolotl_clo.logprobs import Batch, packing_is_exact, pieces_are_exact, sequence_log_probs
 from axolotl_clo.loss import LogProbs
+from axolotl_clo.output_head import let_score
 from axolotl_clo.reference import ReferenceCache, ReferenceRecord, model_key, row_digests
 from axolotl_clo.schema import CLOConfig
 from axolotl_clo.shared_prompts import restore_attention, set_attention, share_prompts
 
 LOG = get_logger(__name__)
 
-Layout = Literal["shared", "packed", "padded"]
+
+class Layout(NamedTuple):
+    """How a model scores a batch: the leanest way that a probe found exact."""
+
+    packed: bool
+    shared: bool
+    in_pieces: bool
 
 
 class ScoringTrainer(AxolotlTrainer):
@@ -42,6 +49,7 @@ class ScoringTrainer(AxolotlTrainer):
         self._layouts: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
         self._reference_cache: ReferenceCache | None = None
         self._record: ReferenceRecord | None = None
+        let_score(_innermost(self.model))
 
     @property
     def clo(self) -> CLOConfig:
@@ -69,9 +77,9 @@ class ScoringTrainer(AxolotlTrainer):
         if inner not in self._layouts:
             self._layouts[inner] = self._find_layout(model, _first_example(batch))
         layout = self._layouts[inner]
-        if layout == "shared":
-            return sequence_log_probs(model, share_prompts(batch))
-        return sequence_log_probs(model, batch, packed=layout == "packed")
+        if layout.shared:
+            batch = share_prompts(batch)
+        return sequence_log_probs(model, batch, packed=layout.packed, in_pieces=layout.in_pieces)
 
     def _find_layout(self, model: Any, example: Batch) -> Layout:
         """Try layouts on one example."""
@@ -79,24 +87,37 @@ class ScoringTrainer(AxolotlTrainer):
         model.eval()
         try:
             kind = type(self.accelerator.unwrap_model(model)).__name__
+            in_pieces = self._scores_in_pieces(model, example)
             why_not = self._cannot_share(model, example)
             if why_not is None:
                 LOG.info("clo: batches of %s hold each prompt once, without padding; the probe found it exact", kind)
-                return "shared"
+                return Layout(packed=True, shared=True, in_pieces=in_pieces)
             LOG.info("clo: prompts are not shared between responses: %s", why_not)
-            if packing_is_exact(model, example):
+            packed = packing_is_exact(model, example)
+            if packed:
                 LOG.info("clo: batches of %s are packed without padding; the probe found it exact", kind)
-                return "packed"
-            LOG.warning("clo: packing is not exact for %s; batches are padded instead", kind)
-            return "padded"
+            else:
+                LOG.warning("clo: packing is not exact for %s; batches are padded instead", kind)
+            return Layout(packed=packed, shared=False, in_pieces=in_pieces)
         finally:
             model.train(training)
+
+    def _scores_in_pieces(self, model: Any, example: Batch) -> bool:
+        """Whether the output head is run on a part of the positions at a time."""
+        if getattr(self.accelerator.state.deepspeed_plugin, "zero_stage", 0) == 3:
+            # It gathers weights by hooks on modules and their gradients, which a gradient taken on the way would start.
+            LOG.info("clo: logits of all response tokens are held at once under ZeRO-3")
+            return False
+        if pieces_are_exact(model, example):
+            return True
+        kind = type(self.accelerator.unwrap_model(model)).__name__
+        LOG.info("clo: logits of all response tokens are held at once, as %s cannot run its output head apart", kind)
+        return False
 
     def _cannot_share(self, model: Any, example: Batch) -> str | None:
         if not self.clo.share_prompts:
             return "clo.share_prompts is false"
-        inner = self.accelerator.unwrap_model(model)
-        inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
+        inner = _innermost(self.accelerator.unwrap_model(model))
         why_not = set_attention(inner, self.axolotl_cfg.sequence_len)
         if why_not is None and not packing_is_exact(model, example, share_prompts):
             restore_attention(inner)
@@ -193,6 +214,7 @@ class ScoringTrainer(AxolotlTrainer):
                 "dtype or quantization differ from the training run's); restore them or the reference cache in "
                 f"{self._cache_folder}"
             )
+        let_score(_innermost(model))
         return model.to(self.args.device)
 
     @property
@@ -271,6 +293,11 @@ class ScoringTrainer(AxolotlTrainer):
         super()._save_checkpoint(model, trial, **kwargs)
         if self._record is not None and self.is_world_process_zero():
             self._record.write(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+
+def _innermost(model: Any) -> Any:
+    """The transformers model under an adapter."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _first_example(batch: Batch) -> Batch:
