@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from axolotl_clo import cli_evaluate
+from axolotl_clo.cli_common import (
+    RUN,
+    STDERR,
+    api_key_env_option,
+    concurrency_option,
+    cost,
+    price_option,
+    progress_bar,
+    retries_option,
+    stoppable,
+    token_budget_option,
+)
 
 if TYPE_CHECKING:
     from axolotl_clo.translate import pipeline
@@ -27,10 +38,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Cross-Lingual Optimization: parallel rows from English instructions, and models compared by their answers.",
 )
-_STDERR = Console(stderr=True)
-_CTRL_C = 130  # 128 + SIGINT, as shells have it
 
-SOURCE, ENGINE, QUALITY, RUN = "Source", "Engine", "Quality", "Run"
+SOURCE, ENGINE, QUALITY = "Source", "Engine", "Quality"
 
 
 def main() -> None:
@@ -41,7 +50,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, EngineError, OutputError) as error:
-        _STDERR.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        STDERR.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
 
 
@@ -112,21 +121,15 @@ def translate(
         str | None,
         typer.Option(rich_help_panel=ENGINE, help="Address of the server, such as http://localhost:8000/v1."),
     ] = None,
-    api_key_env: Annotated[
-        str, typer.Option(rich_help_panel=ENGINE, help="Environment variable with the server's key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=ENGINE, help="Requests under way at a time.")] = 8,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=ENGINE, help="Stop after so many tokens at the server.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0, rich_help_panel=ENGINE, help="Price of a million tokens, for the estimate.")
-    ] = None,
+    api_key_env: Annotated[str, api_key_env_option(ENGINE)] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, concurrency_option(ENGINE)] = 8,
+    token_budget: Annotated[int | None, token_budget_option(ENGINE, " at the server")] = None,
+    price: Annotated[float | None, price_option(ENGINE)] = None,
     timeout: Annotated[
         float,
         typer.Option(min=0, rich_help_panel=ENGINE, help="Seconds to wait for a server's answer or a command's batch."),
     ] = 600.0,
-    retries: Annotated[int, typer.Option(min=0, rich_help_panel=ENGINE, help="Times a request is tried again.")] = 5,
+    retries: Annotated[int, retries_option(ENGINE)] = 5,
     seed: Annotated[int, typer.Option(rich_help_panel=ENGINE, help="Seed for engines that sample.")] = 0,
     check_language: Annotated[
         bool, typer.Option(rich_help_panel=QUALITY, help="Drop rows one of whose sides is surely in another language.")
@@ -224,21 +227,17 @@ def translate(
     if dry_run or out is None:
         _preview(run, price, as_json)
         return
-    try:
-        with _progress(run.source.total) as on_progress:
-            manifest = run.run(out, on_progress, on_estimate=lambda estimate: _STDERR.print(_in_words(estimate, price)))
-    except KeyboardInterrupt:
-        _STDERR.print("\nStopped. Finished parts are safe; the same command goes on from here.")
-        raise typer.Exit(_CTRL_C) from None
+    with stoppable("Finished parts are safe"), _progress(run.source.total) as on_progress:
+        manifest = run.run(out, on_progress, on_estimate=lambda estimate: STDERR.print(_in_words(estimate, price)))
     if as_json:
         print(json.dumps(manifest, ensure_ascii=False))
     else:
         _print_counts(Console(), manifest)
         if not manifest["counts"]["rows"]:
-            _STDERR.print(
+            STDERR.print(
                 "[red]No row passed[/red]: other thresholds with the same command filter again (--help, Quality)."
             )
-        _STDERR.print(f"Written to {escape(str(out))}; `axolotl-clo inspect {escape(str(out))}` shows what is in it.")
+        STDERR.print(f"Written to {escape(str(out))}; `axolotl-clo inspect {escape(str(out))}` shows what is in it.")
 
 
 @app.command()
@@ -322,24 +321,14 @@ def _print_counts(console: Console, manifest: dict[str, Any]) -> None:
 def _in_words(estimate: pipeline.Estimate, price: float | None) -> str:
     minutes = estimate.seconds / 60
     time = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-    cost = f", {estimate.tokens:,} tokens" if estimate.tokens else ""
-    if price is not None and estimate.tokens:
-        cost += f" (costs {estimate.tokens * price / 1e6:.2f} at {price} per million)"
-    return f"Estimate: {estimate.rows:,} rows in about {time}{cost}"
+    tokens = f", {estimate.tokens:,} tokens{cost(estimate.tokens, price)}" if estimate.tokens else ""
+    return f"Estimate: {estimate.rows:,} rows in about {time}{tokens}"
 
 
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[pipeline.Progress], None]]:
     """A bar on a terminal; elsewhere a line each time another twentieth is done."""
-    columns = (
-        TextColumn("translating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_STDERR, disable=not _STDERR.is_terminal) as bar:
+    with progress_bar("translating") as bar:
         task = bar.add_task("rows", total=total, speed="")
         told = 0
 
@@ -349,9 +338,9 @@ def _progress(total: int | None) -> Iterator[Callable[[pipeline.Progress], None]
             share = 100 * progress.failed / progress.new
             speed = f"{progress.new / elapsed if elapsed else 0:.1f} rows/s, {share:.1f} % cannot be used"
             bar.update(task, completed=progress.done, speed=speed)
-            if not _STDERR.is_terminal and (not total or progress.done >= told + total / 20):
+            if not STDERR.is_terminal and (not total or progress.done >= told + total / 20):
                 told = progress.done
-                _STDERR.print(f"{progress.done} of {total or '?'} rows, {speed}")
+                STDERR.print(f"{progress.done} of {total or '?'} rows, {speed}")
 
         yield show
 

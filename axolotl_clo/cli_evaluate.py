@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from axolotl_clo.cli_common import (
+    COST,
+    RUN,
+    SERVER,
+    STDERR,
+    ApiKeyEnv,
+    AsJson,
+    Concurrency,
+    cost,
+    price_option,
+    progress_bar,
+    retries_option,
+    say,
+    stoppable,
+    token_budget_option,
+    typed_command,
+)
 from axolotl_clo.cli_report import report
 
-_STDERR = Console(stderr=True)
-_CTRL_C = 130  # 128 + SIGINT, as shells have it
-
-PROMPTS, MODEL, SERVER, COST, RUN = "Prompts", "Model", "Server", "Cost", "Run"
+PROMPTS, MODEL = "Prompts", "Model"
 
 
 def register(app: typer.Typer) -> None:
@@ -96,18 +107,12 @@ def generate(
         str | None,
         typer.Option(rich_help_panel=SERVER, help="Ask a server instead, such as http://localhost:8000/v1."),
     ] = None,
-    api_key_env: Annotated[
-        str, typer.Option(rich_help_panel=SERVER, help="Environment variable with the server's key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=SERVER, help="Requests under way at a time.")] = 8,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=SERVER, help="Stop after so many tokens.")
-    ] = None,
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    token_budget: Annotated[int | None, token_budget_option(SERVER)] = None,
     timeout: Annotated[float, typer.Option(rich_help_panel=SERVER, help="Seconds to wait for an answer.")] = 600.0,
-    retries: Annotated[int, typer.Option(min=0, rich_help_panel=SERVER, help="Times a request is tried again.")] = 5,
-    as_json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=RUN, help="Print the result as JSON, and nothing else on stdout.")
-    ] = False,
+    retries: Annotated[int, retries_option(SERVER)] = 5,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model's answers to a file of prompts, for `axolotl-clo judge` and `report`.
 
@@ -157,18 +162,18 @@ def generate(
         server=server,
     )
     asked = PromptOptions(prompts, tuple(language.split(",")) if language else (), top, shots, shots_from)
-    run = Generation(asked, options, _command(base_url))
+    run = Generation(asked, options, typed_command(base_url))
     for reason, count in run.prompts.left_out.items():
-        _say(f"Prompts left out, {escape(reason)}: {count}")
-    with _stoppable(), _progress("answering", "prompts") as on_progress:
+        say(f"Prompts left out, {escape(reason)}: {count}")
+    with stoppable(), _progress("answering", "prompts") as on_progress:
         about = run.run(out, on_progress)
     problems = counts(read_answers(out).rows)
     if as_json:
         print(json.dumps({**about, "not_whole": problems, "file": str(out)}, ensure_ascii=False))
         return
     for reason, count in problems.items():
-        _say(f"Answers not whole, {escape(reason)}: {count} of {about['rows']}")
-    _say(f"{about['rows']} answers in {escape(str(out))}")
+        say(f"Answers not whole, {escape(reason)}: {count} of {about['rows']}")
+    say(f"{about['rows']} answers in {escape(str(out))}")
 
 
 def judge(
@@ -182,26 +187,18 @@ def judge(
         str | None,
         typer.Option(rich_help_panel=SERVER, help="Address of the judge's server, such as http://localhost:8000/v1."),
     ] = None,
-    api_key_env: Annotated[
-        str, typer.Option(rich_help_panel=SERVER, help="Environment variable with the server's key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=SERVER, help="Requests under way at a time.")] = 8,
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
     timeout: Annotated[float, typer.Option(rich_help_panel=SERVER, help="Seconds to wait for a verdict.")] = 600.0,
-    retries: Annotated[
-        int, typer.Option(min=0, rich_help_panel=SERVER, help="Times a request is tried again, for prose too.")
-    ] = 5,
+    retries: Annotated[int, retries_option(SERVER, ", for prose too")] = 5,
     max_new_tokens: Annotated[
         int,
         typer.Option(min=1, rich_help_panel=SERVER, help="Longest reply in tokens; a judge that thinks needs more."),
     ] = 1024,
     seed: Annotated[int, typer.Option(rich_help_panel=SERVER, help="Seed that the judge is sent.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", rich_help_panel=COST, help="Ask the judge without asking you.")] = False,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=COST, help="Stop after so many tokens; needs no --yes.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(min=0, rich_help_panel=COST, help="Price of a million tokens, for the estimate.")
-    ] = None,
+    token_budget: Annotated[int | None, token_budget_option(COST, "; needs no --yes")] = None,
+    price: Annotated[float | None, price_option(COST)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=COST, help="Show the estimate; ask and write nothing.")
     ] = False,
@@ -211,9 +208,7 @@ def judge(
     max_answer_chars: Annotated[
         int, typer.Option(min=1, rich_help_panel=RUN, help="Show the judge no more of an answer, in characters.")
     ] = 20_000,
-    as_json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=RUN, help="Print the result as JSON, and nothing else on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Win rate of one model's answers against another's, by a judge behind any OpenAI-compatible server.
 
@@ -244,18 +239,17 @@ def judge(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    run = Judgement(a, b, options, common, max_answer_chars, _command(base_url))
+    run = Judgement(a, b, options, common, max_answer_chars, typed_command(base_url))
 
-    def say(estimate: Estimate) -> None:
-        cost = f" (costs {estimate.tokens * price / 1e6:.2f} at {price} per million)" if price is not None else ""
+    def tell(estimate: Estimate) -> None:
         pairs, skipped = len(run.pairs), sum(pair.rule() is not None for pair in run.pairs)
-        _say(
-            f"Estimate: {estimate.requests:,} requests for {pairs:,} pairs, about {estimate.tokens:,} tokens{cost}; "
-            f"{skipped} pairs need no judge"
+        say(
+            f"Estimate: {estimate.requests:,} requests for {pairs:,} pairs, about {estimate.tokens:,} "
+            f"tokens{cost(estimate.tokens, price)}; {skipped} pairs need no judge"
         )
 
     def confirm(estimate: Estimate) -> None:
-        say(estimate)
+        tell(estimate)
         if yes or token_budget is not None:
             return
         if not sys.stdin.isatty():
@@ -263,11 +257,11 @@ def judge(
         typer.confirm("Ask the judge?", abort=True, err=True)
 
     for reason, count in (run.left_out | run.shown_otherwise()).items():
-        _say(f"{escape(reason)}: {count} of {len(run.pairs)}", style="yellow")
+        say(f"{escape(reason)}: {count} of {len(run.pairs)}", style="yellow")
     if dry_run:
-        say(run.estimate())
+        tell(run.estimate())
         return
-    with _stoppable(), _progress("judging", "verdicts") as on_progress:
+    with stoppable(), _progress("judging", "verdicts") as on_progress:
         result = run.run(out, on_progress, confirm)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
@@ -275,16 +269,16 @@ def judge(
     if result["languages"]:
         _print_table(result)
     else:
-        _say("Nothing was judged.", style="red")
+        say("Nothing was judged.", style="red")
     for reason, count in (result["by_rule"] | result["unjudged"]).items():
         what = "decided without the judge" if reason in result["by_rule"] else "not judged"
-        _say(f"{what}, {escape(reason)}: {count}")
+        say(f"{what}, {escape(reason)}: {count}")
     if NO_VERDICT in result["unjudged"]:
-        _say(
+        say(
             "`detail` in verdicts.jsonl says what the judge answered in place of a verdict. A judge that thinks needs "
             "more --max-new-tokens, and a small model may be no judge at all; another --out judges anew."
         )
-    _say(f"Written to {escape(str(out))}")
+    say(f"Written to {escape(str(out))}")
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -320,10 +314,6 @@ def _rate(rate: float, interval: list[float] | None) -> str:
     return escape(f"{100 * rate:.1f}{ends}")
 
 
-def _say(text: str, style: str | None = None) -> None:
-    _STDERR.print(text, style=style, soft_wrap=True, highlight=False)
-
-
 def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -336,37 +326,10 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _command(base_url: str | None) -> str:
-    """What the user typed, without a user, password and query in the server's address."""
-    public = ""
-    if base_url:
-        parts = urlsplit(base_url)
-        public = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    typed = [argument.replace(base_url, public) if base_url else argument for argument in sys.argv[1:]]
-    return shlex.join(["axolotl-clo", *typed])
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say("\nStopped. What is finished is safe; the same command goes on from here.")
-        raise typer.Exit(_CTRL_C) from None
-
-
 @contextmanager
 def _progress(verb: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; elsewhere a line each time another tenth is done."""
-    columns = (
-        TextColumn(verb),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=_STDERR, disable=not _STDERR.is_terminal)
+    bar = progress_bar(verb)
     task = bar.add_task(verb, total=None, speed="")
     started_with, told, since = -1, 0, 0.0
 
@@ -375,13 +338,13 @@ def _progress(verb: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         if started_with < 0:
             started_with, told, since = done, done, time.monotonic()
             if done:
-                _say(f"{done} of {total} {unit} were finished before")
+                say(f"{done} of {total} {unit} were finished before")
             bar.start()  # not before: the user may be asked something first
         speed = f"{(done - started_with) / max(time.monotonic() - since, 1e-3):.2f} {unit}/s"
         bar.update(task, completed=done, total=total, speed=speed)
-        if not _STDERR.is_terminal and done > started_with and (done >= told + total / 10 or done == total):
+        if not STDERR.is_terminal and done > started_with and (done >= told + total / 10 or done == total):
             told = done
-            _say(f"{done} of {total} {unit}, {speed}")
+            say(f"{done} of {total} {unit}, {speed}")
 
     try:
         yield show

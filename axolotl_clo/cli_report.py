@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from axolotl_clo.cli_common import STDERR, typed_command
 
 
 def report(
@@ -42,9 +41,7 @@ def report(
     """
     from axolotl_clo.evaluate.report import write_report
 
-    command = shlex.join(["axolotl-clo", *sys.argv[1:]])
-    found = write_report(runs or [], out, name or [], reference, command)
-    console = Console(stderr=True)
+    found = write_report(runs or [], out, name or [], reference, typed_command())
     for note in found.notes:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
-    console.print(f"{len(found.runs)} runs written to {escape(str(out / 'report.html'))} and report.md", soft_wrap=True)
+        STDERR.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
+    STDERR.print(f"{len(found.runs)} runs written to {escape(str(out / 'report.html'))} and report.md", soft_wrap=True)
