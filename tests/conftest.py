@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import yaml
+from servers import no_openai_environment, openai_key, serve  # noqa: F401 (fixtures)
 
 from axolotl_clo.datasets import starter_folder
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from typing import Any
 import pytest
 
 SOON = {"Retry-After": "0.01"}
+KEY = "sk-test-0123456789abcdef"
+GUARD = 120.0  # seconds after which a test fails instead of hanging
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Reply:
 
 
 NEVER = Reply("", never=True)
+Script = Callable[[str, int], Reply]
 
 
 def completion(text: Any, finish: str = "stop", usage: Any = (10, 5)) -> Reply:
@@ -54,7 +59,7 @@ def upper(segment: str, nth: int) -> Reply:
 class Server:
     """Answers each request by `script(segment, how often it was asked before)`, and counts."""
 
-    def __init__(self, script: Callable[[str, int], Reply]) -> None:
+    def __init__(self, script: Script) -> None:
         self.script = script
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[Any] = []
@@ -114,6 +119,76 @@ class Server:
         self.ending.set()
         self.http.shutdown()
         self.http.server_close()
+
+
+Serve = Callable[[Script], Server]
+
+
+# Fixtures; conftest.py makes them known.
+
+
+@pytest.fixture
+def no_openai_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither key nor address of the user's own server, and no proxy before ours."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def openai_key(no_openai_environment: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key that the environment holds."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return KEY
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers that end with the test."""
+    servers: list[Server] = []
+
+    def start(script: Script) -> Server:
+        servers.append(Server(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def kill_9(serve: Serve, script: Script, answers: int, arguments: list[str], journal: Path, lines: int) -> list[str]:
+    """Kill `axolotl-clo` while it waits for a server that falls silent after so many answers.
+
+    Args:
+        arguments: of the command, without `--base-url`.
+        journal: where it keeps its results, with so many lines once all of the answers are on disk.
+
+    Returns:
+        The questions that were answered.
+    """
+    answered: list[str] = []
+    one_at_a_time, silent = threading.Lock(), threading.Event()
+
+    def falls_silent(question: str, nth: int) -> Reply:
+        with one_at_a_time:
+            if len(answered) < answers:
+                answered.append(question)
+                return script(question, nth)
+        silent.set()
+        return NEVER
+
+    command = [sys.executable, "-m", "axolotl_clo.cli", *arguments, "--base-url", serve(falls_silent).url]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        assert silent.wait(GUARD)
+        until = time.monotonic() + GUARD
+        while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    return answered
 
 
 @contextmanager

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import starter_rows, write_rows
-from servers import NEVER, Reply, Server, completion, error, transformers_serve
+from servers import GUARD, KEY, Reply, Serve, Server, completion, error, kill_9, transformers_serve
 from typer.testing import CliRunner
 
 from axolotl_clo.cli import app
@@ -31,32 +25,9 @@ from axolotl_clo.evaluate.shots import Shots, as_text, as_turns
 from axolotl_clo.translate.engines import EngineError, EngineOptions, chat
 from axolotl_clo.translate.store import OutputError
 
-KEY = "sk-test-0123456789abcdef"
-GUARD = 120.0  # seconds after which a test fails instead of hanging
 PROMPTS = PromptOptions("starter:de", top=7)
 
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
-    servers: list[Server] = []
-
-    def start(script: Callable[[str, int], Reply]) -> Server:
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-Serve = Callable[[Callable[[str, int], Reply]], Server]
+pytestmark = pytest.mark.usefixtures("openai_key")
 
 
 def behind(server: Server, **options: Any) -> ModelOptions:
@@ -361,30 +332,12 @@ def test_an_error_keeps_what_is_finished_and_the_same_run_goes_on(serve: Serve, 
 
 def test_kill_9_costs_no_answer_and_doubles_none(serve: Serve, tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
-    stuck = threading.Event()
-
-    def script(text: str, nth: int) -> Reply:
-        if len(server.bodies) > 5:
-            stuck.set()
-            return NEVER
-        return echo(text, nth)
-
-    server = serve(script)
-    command = [sys.executable, "-m", "axolotl_clo.cli", "generate", "starter:de", "--top", "12", "--model", "m"]
-    command += ["--out", str(out), "--base-url", server.url, "--max-new-tokens", "64", "--concurrency", "2"]
-    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    assert stuck.wait(GUARD)
     partial = out.with_name("a.jsonl.partial")
-    for _ in range(600):
-        if partial.exists() and partial.read_bytes().count(b"\n") >= 7:
-            break
-        time.sleep(0.1)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    asked_before = server.segments[:5]
+    arguments = ["generate", "starter:de", "--top", "12", "--model", "m", "--out", str(out), "--max-new-tokens", "64"]
+    answered = kill_9(serve, echo, 5, [*arguments, "--concurrency", "2"], partial, lines=7)  # two say what the run is
     second = serve(echo)
     Generation(PromptOptions("starter:de", top=12), behind(second)).run(out)
-    assert not set(second.segments) & set(asked_before)
+    assert not set(second.segments) & set(answered)
     assert len(second.segments) == 7
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [row["id"] for row in starter_rows("test")[:12]]

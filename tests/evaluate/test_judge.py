@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import starter_rows, write_rows
-from servers import NEVER, Reply, Server, completion, error
+from servers import GUARD, KEY, Reply, Script, Serve, Server, completion, error, kill_9
 from typer.testing import CliRunner
 
 from axolotl_clo.cli import app
@@ -24,34 +19,10 @@ from axolotl_clo.evaluate.statistics import mean_interval
 from axolotl_clo.translate.engines import EngineError, EngineOptions
 from axolotl_clo.translate.store import OutputError
 
-KEY = "sk-test-0123456789abcdef"
-GUARD = 120.0  # seconds after which a test fails instead of hanging
 KO = [row["response"]["ko"] for row in starter_rows("test")]
 EN = [row["response"]["en"] for row in starter_rows("test")]
 
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-
-
-Script = Callable[[str, int], Reply]
-Serve = Callable[[Script], Server]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[Server] = []
-
-    def start(script: Script) -> Server:
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+pytestmark = pytest.mark.usefixtures("openai_key")
 
 
 def verdict(better: Any, languages: tuple[str, str] = ("ko", "ko")) -> Reply:
@@ -272,30 +243,13 @@ def test_a_token_budget_stops_the_run_and_more_goes_on(serve: Serve, tmp_path: P
 
 def test_kill_9_costs_no_verdict_and_doubles_none(serve: Serve, tmp_path: Path) -> None:
     a, b = answers(tmp_path / "a.jsonl", KO[:6]), answers(tmp_path / "b.jsonl", EN[:6])
-    stuck = threading.Event()
-
-    def script(question: str, nth: int) -> Reply:
-        if len(server.bodies) > 5:
-            stuck.set()
-            return NEVER
-        return longest(question, nth)
-
-    server = serve(script)
-    command = [sys.executable, "-m", "axolotl_clo.cli", "judge", str(a), str(b), "--model", "judge", "--yes"]
-    command += ["--base-url", server.url, "--out", str(tmp_path / "out"), "--concurrency", "1"]
-    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    assert stuck.wait(GUARD)  # with one request at a time, the five before it are on disk or about to be
     partial = tmp_path / "out" / "verdicts.jsonl.partial"
-    for _ in range(600):
-        if partial.exists() and partial.read_bytes().count(b"\n") == 6:
-            break
-        threading.Event().wait(0.1)
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
+    arguments = ["judge", str(a), str(b), "--model", "judge", "--yes", "--out", str(tmp_path / "out")]
+    answered = kill_9(serve, longest, 5, [*arguments, "--concurrency", "1"], partial, lines=6)  # one says what it is
     second = serve(longest)
     Judgement(a, b, behind(second, max_new_tokens=1024)).run(tmp_path / "out")
     assert len(second.segments) == 7
-    assert not set(second.segments) & set(server.segments[:5])
+    assert not set(second.segments) & set(answered)
     lines = (tmp_path / "out" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"p{i}" for i in range(6)]
     assert not partial.exists()

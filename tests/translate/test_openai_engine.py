@@ -18,33 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import NEVER, Reply, Server, completion, error, transformers_serve, upper
+from servers import GUARD, KEY, NEVER, Reply, Serve, Server, completion, error, transformers_serve, upper
 
 from axolotl_clo.translate.engines import Engine, EngineError, EngineOptions, Failure, open_engine
 from axolotl_clo.translate.engines.openai import OpenAIEngine
 
-KEY = "sk-test-0123456789abcdef"
-GUARD = 60.0  # seconds after which a test fails instead of hanging
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
-    servers: list[Server] = []
-
-    def start(script: Callable[[str, int], Reply]) -> Server:
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+pytestmark = pytest.mark.usefixtures("no_openai_environment")
 
 
 @pytest.fixture
@@ -62,7 +41,6 @@ def connect() -> Iterator[Callable[..., OpenAIEngine]]:
         engine.close()
 
 
-Serve = Callable[[Callable[[str, int], Reply]], Server]
 Connect = Callable[..., OpenAIEngine]
 
 
