@@ -10,7 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from axolotl_clo.evaluate.report import write_report
+
 DATE = "2026-01-02T03-04-05.678901"
+ENGLISH = "The largest planet of our solar system is Jupiter, a huge ball of gas."
+GERMAN = "Der größte Planet unseres Sonnensystems ist der Jupiter, ein riesiger Ball aus Gas."
 Documents = Mapping[str, Any]
 
 
@@ -181,3 +185,32 @@ def write_config(file: Path, rl: str | None, rows: int, base_model: str = "base"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines), encoding="utf-8")
     return file
+
+
+def write_compared(folder: Path, fidelity: float, answers: list[list[str]]) -> None:
+    """What `python -m axolotl_clo.compare` writes for one run."""
+    folder.mkdir(parents=True)
+    scores = {"de": {"fidelity": fidelity, "fidelity_no_echo": fidelity, "preference": 0.25, "bits_per_byte": 2.0}}
+    recipe = {"configs": [{"output_dir": str(folder / "model-clo")}]}
+    text = json.dumps({"recipe": recipe, "scores": scores, "answers": {"de": answers}})
+    (folder / "scores.json").write_text(text, encoding="utf-8")
+
+
+def write_whole_run(folder: Path, method: str, rows: int, right: int, judged: bool = False) -> Path:
+    """A run with everything."""
+    write_starter_run(folder, right, right // 2, model=f"org/{folder.name}")
+    write_trainer_state(folder / "checkpoint-40", 40, 2.0 + rows / 1000)
+    write_answers(
+        folder / "answers.jsonl", [("de", f"Frage {i}?", f"Antwort {i} von {folder.name}.") for i in range(9)]
+    )
+    if method != "base":
+        write_config(folder / f"{method}.yml", None if method == "sft" else method, rows)
+    if judged:
+        write_judgement(folder, 20, 10, 5)
+    return folder
+
+
+def written(out: Path, *runs: Path, names: tuple[str, ...] = ()) -> tuple[str, str]:
+    """The page and the tables of a report on these runs."""
+    write_report(runs, out, names, command="axolotl-clo report")
+    return tuple((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))  # type: ignore[return-value]

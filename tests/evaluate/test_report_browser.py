@@ -15,7 +15,7 @@ from html import escape, unescape
 from pathlib import Path
 
 import pytest
-from test_report_page import whole_run, written
+from report_runs import write_whole_run, written
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE", "")) if os.environ.get("AXE_CORE") else None
@@ -45,7 +45,7 @@ def test_the_page_breaks_no_rule_of_accessibility(tmp_path: Path, width: int, da
     assert CHROMIUM
     assert AXE
     runs = [
-        whole_run(tmp_path / name, name, rows, 10 + rows // 40)
+        write_whole_run(tmp_path / name, name, rows, 10 + rows // 40)
         for name, rows in (("base", 0), ("sft", 400), ("clo", 800))
     ]
     html, _ = written(tmp_path / "out", *runs)

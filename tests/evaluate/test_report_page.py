@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 from report_runs import (
+    ENGLISH,
+    GERMAN,
     write_answers,
     write_config,
     write_judgement,
     write_results,
     write_starter_run,
     write_trainer_state,
+    write_whole_run,
+    written,
 )
 
 from axolotl_clo.evaluate.report import labels, svg, write_report
@@ -44,31 +48,12 @@ class Page(HTMLParser):
         self.text += data
 
 
-def written(out: Path, *runs: Path, names: tuple[str, ...] = ()) -> tuple[str, str]:
-    write_report(runs, out, names, command="axolotl-clo report")
-    return tuple((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))  # type: ignore[return-value]
-
-
-def whole_run(folder: Path, method: str, rows: int, right: int, judged: bool = False) -> Path:
-    """A run with everything."""
-    write_starter_run(folder, right, right // 2, model=f"org/{folder.name}")
-    write_trainer_state(folder / "checkpoint-40", 40, 2.0 + rows / 1000)
-    write_answers(
-        folder / "answers.jsonl", [("de", f"Frage {i}?", f"Antwort {i} von {folder.name}.") for i in range(9)]
-    )
-    if method != "base":
-        write_config(folder / f"{method}.yml", None if method == "sft" else method, rows)
-    if judged:
-        write_judgement(folder, 20, 10, 5)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("ten")
-    runs = [whole_run(folder / "base", "base", 0, 10)]
+    runs = [write_whole_run(folder / "base", "base", 0, 10)]
     for i, (method, rows) in enumerate((m, r) for m in ("sft", "orpo", "clo") for r in (400, 1600, 6400)):
-        runs.append(whole_run(folder / f"{method}-{rows}", method, rows, 12 + 2 * i, judged=i == 8))
+        runs.append(write_whole_run(folder / f"{method}-{rows}", method, rows, 12 + 2 * i, judged=i == 8))
     return written(folder / "out", *runs)
 
 
@@ -118,7 +103,7 @@ def test_charts_and_tables_have_names(ten: tuple[str, str]) -> None:
 
 
 def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
-    run = whole_run(tmp_path / "clo", "clo", 400, 20)
+    run = write_whole_run(tmp_path / "clo", "clo", 400, 20)
     assert written(tmp_path / "a", run) == written(tmp_path / "b", run)
 
 
@@ -155,7 +140,7 @@ def test_what_models_and_names_hold_is_text(tmp_path: Path) -> None:
 
 
 def test_the_tables_in_markdown_are_whole(tmp_path: Path) -> None:
-    runs = [whole_run(tmp_path / name, "clo", 8, right, judged=True) for name, right in (("a|b", 10), ("c", 30))]
+    runs = [write_whole_run(tmp_path / name, "clo", 8, right, judged=True) for name, right in (("a|b", 10), ("c", 30))]
     _, markdown = written(tmp_path / "out", *runs)
     widths = []
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
@@ -185,9 +170,7 @@ def test_a_text_is_cut_by_characters_it_had() -> None:
 
 
 def test_answers_are_tagged_with_the_language_they_are_in(tmp_path: Path) -> None:
-    german = "Der größte Planet unseres Sonnensystems ist der Jupiter, ein riesiger Ball aus Gas."
-    english = "The largest planet of our solar system is Jupiter, a huge ball of gas."
-    for name, answer in (("right", german), ("wrong", english)):
+    for name, answer in (("right", GERMAN), ("wrong", ENGLISH)):
         write_answers(tmp_path / name / "answers.jsonl", [("de", "Welcher Planet ist der größte?", answer)])
     html, _ = written(tmp_path / "out", tmp_path / "right", tmp_path / "wrong")
     assert re.findall(r'class="tag (\w+)">([^<]+)<', html) == [("right", "✓ German"), ("wrong", "✗ English")]

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from report_runs import (
+    ENGLISH,
+    GERMAN,
     write_answers,
+    write_compared,
     write_config,
     write_judgement,
     write_results,
@@ -206,22 +209,11 @@ def test_a_quickstart_is_two_runs(tmp_path: Path) -> None:
     assert [run.method for run in runs] == ["base", None]
 
 
-def compared(folder: Path, fidelity: float, answers: list[list[str]]) -> None:
-    """What `python -m axolotl_clo.compare` writes for one run."""
-    folder.mkdir(parents=True)
-    scores = {"de": {"fidelity": fidelity, "fidelity_no_echo": fidelity, "preference": 0.25, "bits_per_byte": 2.0}}
-    recipe = {"configs": [{"output_dir": str(folder / "model-clo")}]}
-    text = json.dumps({"recipe": recipe, "scores": scores, "answers": {"de": answers}})
-    (folder / "scores.json").write_text(text, encoding="utf-8")
-
-
 def test_seeds_of_a_comparison_are_one_run(tmp_path: Path) -> None:
-    german = "Der größte Planet unseres Sonnensystems ist der Jupiter, ein riesiger Ball aus Gas."
-    english = "The largest planet of our solar system is Jupiter, a huge ball of gas."
     prompts = ["Welcher Planet ist der größte?", "Und welcher ist der zweitgrößte?"]
-    compared(tmp_path / "base", 0.0, [[prompt, english] for prompt in prompts])
-    compared(tmp_path / "runs" / "clo-de-8-1", 1.0, [[prompt, german] for prompt in prompts])
-    compared(tmp_path / "runs" / "clo-de-8-2", 0.5, [[prompts[0], german], [prompts[1], english]])
+    write_compared(tmp_path / "base", 0.0, [[prompt, ENGLISH] for prompt in prompts])
+    write_compared(tmp_path / "runs" / "clo-de-8-1", 1.0, [[prompt, GERMAN] for prompt in prompts])
+    write_compared(tmp_path / "runs" / "clo-de-8-2", 0.5, [[prompts[0], GERMAN], [prompts[1], ENGLISH]])
     write_config(tmp_path / "runs" / "clo-de-8-1" / "clo.yml", "clo", 8)
     base, clo = read_runs([tmp_path])
     assert (base.method, clo.name, clo.rows, clo.seeds) == ("base", "CLO, 8 rows", 8, 2)
