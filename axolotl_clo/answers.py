@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from axolotl_clo.evaluate.continuations import continuations
 from axolotl_clo.evaluate.language import LANGUAGES, LanguageIdentifier, supported
 from axolotl_clo.schema import CLOConfig
 
@@ -80,22 +80,18 @@ class HeldOutPrompts:
         if self._identifier is None:
             return []
         pad = self.tokenizer.pad_token_id
-        batch = self.tokenizer.pad(
-            {"input_ids": [list(prompt) for prompt in self.prompts]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=MAX_NEW_TOKENS,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                eos_token_id=sorted(self._ends),
-                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                synced_gpus=synced,
-            )
-        texts = [self._text(tokens) for tokens in output[:, batch["input_ids"].shape[1] :]]
+        output = continuations(
+            model,
+            self.prompts,
+            self.tokenizer.eos_token_id if pad is None else pad,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=sorted(self._ends),
+            synced_gpus=synced,
+        )
+        texts = [self._text(tokens) for tokens in output]
         found = self._identifier.identify_many(texts)
         return [
             replace(answer, text=text.strip(), identified=language)

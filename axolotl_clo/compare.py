@@ -403,21 +403,12 @@ def search_scores(folder: Path, run: Run) -> dict[str, Any]:
 
 def answer_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64) -> list[str]:
     """The model's answers in its chat template, as the task of fidelity generates them, in one batch."""
-    import torch
+    from axolotl_clo.evaluate.continuations import continuations
 
-    chats = [_chat(tokenizer, prompt) for prompt in prompts]
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    batch = tokenizer(chats, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        tokens = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    ids = tokenizer([_chat(tokenizer, prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tokens = continuations(model, ids, pad, max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 def bits_per_byte(model: Any, tokenizer: Any, pairs: Iterable[tuple[str, str]]) -> float:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from axolotl_clo.evaluate.continuations import continuations
 from axolotl_clo.evaluate.models import ModelOptions, Reply, reply_of
 from axolotl_clo.evaluate.shots import END_OF_ANSWER, Turns, as_text
 from axolotl_clo.translate.engines import EngineError
@@ -84,18 +85,11 @@ class LocalModel:
         """The texts, and whether each was cut off; None where memory does not suffice and the batch was halved."""
         import torch
 
-        width = max(map(len, ids))
-        padding = [width - len(tokens) for tokens in ids]
-        pad = self._tokenizer.pad_token_id
-        batch = torch.tensor([[pad] * gap + tokens for gap, tokens in zip(padding, ids, strict=True)])
-        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in padding])
         stop = {} if self._templated else {"stop_strings": [END_OF_ANSWER], "tokenizer": self._tokenizer}
         torch.manual_seed(self._options.seed + seed)
         try:
             with torch.inference_mode():
-                tokens = self._model.generate(
-                    input_ids=batch.to(self._model.device), attention_mask=mask.to(self._model.device), **stop
-                )
+                tokens = continuations(self._model, ids, self._tokenizer.pad_token_id, **stop)
         except torch.cuda.OutOfMemoryError as error:
             if self._batch == 1:
                 raise EngineError(f"--batch-size 1: the GPU's memory does not suffice ({error})") from None
@@ -104,7 +98,7 @@ class LocalModel:
             torch.cuda.empty_cache()
             return None
         found = []
-        for new in tokens[:, width:]:
+        for new in tokens:
             text = self._tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             whole = bool(set(new.tolist()) & set(self._ends))
             if not self._templated and END_OF_ANSWER in text:
