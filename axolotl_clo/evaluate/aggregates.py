@@ -36,20 +36,35 @@ class Proficiency(NamedTuple):
     """What `value` is the mean of, by group and metric."""
 
 
-def parts(language: str, basis: Basis) -> dict[str, str]:
-    """The groups that proficiency is the mean of, each with the metric taken; the offline set is one group with two."""
+class Part(NamedTuple):
+    """A score that proficiency is the mean of."""
+
+    group: str
+    task: str
+    """Whose score it is: a task of the group, or the group itself where its tasks are one benchmark's subjects."""
+    metric: str
+
+    @property
+    def name(self) -> str:
+        """The group, of which the offline set has but one, with two metrics."""
+        return self.group if self.metric == "acc" else f"{self.group} {self.metric}"
+
+
+def parts(language: str, basis: Basis) -> tuple[Part, Part]:
+    """What proficiency in a language is the mean of."""
+    group, own = f"clo_{language}", f"axolotl_clo_{language}"
     if basis == "offline":
-        return {
-            f"clo_{language} fidelity_no_echo": "fidelity_no_echo",
-            f"clo_{language} preference_per_byte": "preference_per_byte",
-        }
-    subjects = "mmlu" if language == SOURCE else "mmmlu"
-    return {f"clo_{language}_belebele": "acc", f"clo_{language}_{subjects}": "acc"}
+        return (
+            Part(group, f"{own}_fidelity", "fidelity_no_echo"),
+            Part(group, f"{own}_preference", "preference_per_byte"),
+        )
+    subjects = f"{group}_mmlu" if language == SOURCE else f"{group}_mmmlu"
+    return Part(f"{group}_belebele", f"{own}_belebele", "acc"), Part(subjects, subjects, "acc")
 
 
 def missing(results: Mapping[str, Any], language: str, basis: Basis) -> list[str]:
     """The parts of proficiency that a run does not have."""
-    return [part for part, metric in parts(language, basis).items() if _value(results, part, metric) is None]
+    return [part.name for part in parts(language, basis) if _value(results, part) is None]
 
 
 def proficiency(results: Mapping[str, Any], language: str, basis: Basis = "benchmarks") -> Proficiency | None:
@@ -63,11 +78,9 @@ def proficiency(results: Mapping[str, Any], language: str, basis: Basis = "bench
     Raises:
         ValueError: these are no results of the harness, or not of a version that is understood.
     """
-    if missing(results, language, basis):
-        return None
-    found = {part: _value(results, part, metric) for part, metric in parts(language, basis).items()}
-    known = {part: value for part, value in found.items() if value is not None}
-    return Proficiency(sum(known.values()) / len(known), basis, known)
+    found = {part.name: _value(results, part) for part in parts(language, basis)}
+    known = {name: value for name, value in found.items() if value is not None}
+    return Proficiency(sum(known.values()) / len(known), basis, known) if len(known) == len(found) else None
 
 
 def english_retention(trained: Mapping[str, Any], base: Mapping[str, Any], basis: Basis = "benchmarks") -> float | None:
@@ -82,13 +95,13 @@ def english_retention(trained: Mapping[str, Any], base: Mapping[str, Any], basis
     return after.value / before.value
 
 
-def _value(results: Mapping[str, Any], part: str, metric: str) -> float | None:
+def _value(results: Mapping[str, Any], part: Part) -> float | None:
     tables = results.get("results")
     if not isinstance(tables, Mapping):
         raise ValueError(
             f"no results of lm-evaluation-harness: no table 'results', but {', '.join(results) or 'nothing'}"
         )
     # A group without a table of its own is not in `results`; all of these have one.
-    row = tables.get(part.split(" ")[0])
-    value = row.get(f"{metric},none") if isinstance(row, Mapping) else None
+    row = tables.get(part.group)
+    value = row.get(f"{part.metric},none") if isinstance(row, Mapping) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

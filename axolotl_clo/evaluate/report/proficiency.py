@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from axolotl_clo.evaluate import aggregates
 from axolotl_clo.evaluate.report.names import language_name, score_name
 from axolotl_clo.evaluate.report.noise import standard_error
 from axolotl_clo.evaluate.report.runs import SHARES, SOURCE, Run, Score, ScoreKey
@@ -61,11 +62,12 @@ def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
     everything = sorted({key for keys in of_runs for key in keys})
     keys: tuple[ScoreKey, ...] = ()
     complete = False
-    for offline in (False, True):
+    bases: tuple[aggregates.Basis, ...] = ("benchmarks", "offline")
+    for basis in bases:
         if not keys:
-            keys = _defined(scored, language, offline)
+            keys = _defined(scored, language, basis)
             complete = bool(keys)
-        of_kind = [key for key in everything if bool(OFFLINE.match(key.task)) == offline]
+        of_kind = [key for key in everything if bool(OFFLINE.match(key.task)) == (basis == "offline")]
         keys = keys or tuple(key for key in of_kind if all(key in own for own in of_runs))
     if not keys and everything:  # nothing is shared: the tasks of most runs, no number for the others
         sets = [tuple(sorted(own)) for own in of_runs if own]
@@ -79,14 +81,10 @@ def proficiency(runs: Sequence[Run], language: str) -> Proficiency:
     return Proficiency(language, keys, scores, notes)
 
 
-def _defined(runs: Sequence[Run], language: str, offline: bool) -> tuple[ScoreKey, ...]:
-    """The scores of `aggregates`, if all runs have them: of the offline set, or of the benchmarks."""
-    ours, subjects = f"axolotl_clo_{language}_", "mmlu" if language == SOURCE else "mmmlu"
-    definition = ((f"{ours}belebele", "acc"), (f"clo_{language}_{subjects}", "acc"))
-    if offline:
-        definition = ((f"{ours}fidelity", "fidelity_no_echo"), (f"{ours}preference", "preference_per_byte"))
+def _defined(runs: Sequence[Run], language: str, basis: aggregates.Basis) -> tuple[ScoreKey, ...]:
+    """The scores that proficiency is the mean of, if all runs have them."""
     for shots in sorted({key.shots for run in runs for key in run.scores}):
-        keys = tuple(ScoreKey(language, task, metric, shots) for task, metric in definition)
+        keys = tuple(ScoreKey(language, part.task, part.metric, shots) for part in aggregates.parts(language, basis))
         if all(key in run.scores for run in runs for key in keys):
             return keys
     return ()
