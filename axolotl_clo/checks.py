@@ -167,6 +167,8 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
     adapter = data.get("adapter")
     _check_scope(data, section)
     _check_draw(data, section)
+    if section.get("tokens_per_batch") is not None:
+        _check_token_batches(data, section["tokens_per_batch"])
     if section.get("reference") == "adapter":
         if not adapter:
             raise ValueError(
@@ -210,6 +212,19 @@ def _check_draw(data: dict[str, Any], section: dict[str, Any]) -> None:
             f"clo.max_examples draws from one dataset, but `datasets` lists {len(data['datasets'])}; join their rows "
             "in one file or folder"
         )
+
+
+def _check_token_batches(data: dict[str, Any], budget: Any) -> None:
+    replaced = [
+        ("micro_batch_size", lambda size: str(size) != "1", "remove it (evaluation has `eval_batch_size`)"),
+        ("auto_find_batch_size", bool, "remove it, and lower clo.tokens_per_batch if memory does not suffice"),
+        ("curriculum_sampling", bool, "remove one of the two: batches of like size are not in the order of the rows"),
+    ]
+    for option, in_the_way, instead in replaced:
+        if data.get(option) is not None and in_the_way(data[option]):
+            raise ValueError(
+                f"clo.tokens_per_batch: {budget} forms the batches, not `{option}: {data[option]}`; {instead}"
+            )
 
 
 def prepared_path(config: Any, clo: CLOConfig) -> str:

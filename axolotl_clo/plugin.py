@@ -109,6 +109,17 @@ class CLOPlugin(BasePlugin):
 
         return CLOTrainer
 
+    def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
+        """Let the trainer count the steps of an epoch itself where Axolotl, which counts examples, cannot."""
+        clo = _active(cfg)
+        if clo is None or clo.tokens_per_batch is None:
+            return None
+        arguments: dict[str, Any] = {"max_steps": cfg.max_steps or -1}
+        if cfg.warmup_steps is None:
+            # What Axolotl itself takes where it does not know the number of steps.
+            arguments["warmup_steps"] = 0.03 if cfg.warmup_ratio is None else cfg.warmup_ratio
+        return arguments
+
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Save the template the rows were rendered with, so that the trained model is asked the same way."""
         if _section(cfg) is not None and not trainer.processing_class.chat_template:

@@ -153,6 +153,13 @@ class CLOConfig(_Section):
         description="Compute each prompt once for both of its responses (arXiv 2410.20305), where its attention "
         "can and a probe on the first batch finds it exact. Changes nothing but time and memory.",
     )
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Form micro-batches by tokens, at most this many in each, instead of by `micro_batch_size` "
+        "examples. What counts of a row are its four sequences, whether prompts are shared or not, so that batches are "
+        "the same on every machine; padding, where a model needs it, comes on top. Default: by examples.",
+    )
     max_examples: int | None = Field(
         None,
         ge=1,

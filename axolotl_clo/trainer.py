@@ -7,12 +7,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 from axolotl.utils.logging import get_logger
+from torch.utils.data import DataLoader
 
 from axolotl_clo.answers import HeldOutPrompts, fidelity, show, track
+from axolotl_clo.batches import TokenBatchSampler
 from axolotl_clo.logprobs import Batch
 from axolotl_clo.loss import SOURCE, TARGET, CLOTerms, clo_loss, clo_terms
 from axolotl_clo.model_card import add_clo_section
@@ -54,6 +57,60 @@ class CLOTrainer(ScoringTrainer):
         self._sums: torch.Tensor | None = None
         self._evaluated: list[torch.Tensor] = []
         self._stuck_logs = 0
+
+    # ---- batches ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if budget := self.clo.tokens_per_batch:
+            self._check_rows_fit(budget)
+        return super().train(*args, **kwargs)
+
+    def _check_rows_fit(self, budget: int) -> None:
+        lengths = np.asarray(self.train_dataset["length"])
+        if lengths.max() > budget:
+            row = self.train_dataset[int(lengths.argmax())]["row"]
+            raise ValueError(
+                f"clo.tokens_per_batch: {budget} is less than {lengths.max()}, the tokens of row {row}, which stay "
+                f"together; {(lengths > budget).sum()} of {len(lengths)} rows are too long. Set it to {lengths.max()} or "
+                "more, or lower `sequence_len`, which drops rows by the longest of their four sequences"
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.clo.tokens_per_batch is None:
+            return super().get_train_dataloader()
+        # Nothing is to be evened out: there are as many batches for every rank, of different numbers of examples.
+        self.accelerator.even_batches, before = False, self.accelerator.even_batches
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.even_batches = before
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        budget = self.clo.tokens_per_batch
+        if budget is None:
+            return super()._get_train_sampler(train_dataset)
+        ranks, accumulated = self.accelerator.num_processes, self.args.gradient_accumulation_steps
+        lengths = self.train_dataset["length"]
+        sampler = TokenBatchSampler(
+            lengths,
+            budget,
+            ranks=ranks,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch=lambda: self.state.global_step // steps,
+        )
+        steps = math.ceil(len(sampler) // ranks / accumulated)
+        LOG.info(
+            "clo: %d rows in %d micro-batches of %.1f rows and %d tokens, %.0f %% of tokens_per_batch; %d steps an epoch",
+            len(lengths),
+            len(sampler),
+            len(lengths) / len(sampler),
+            sum(lengths) / len(sampler),
+            100 * sum(lengths) / len(sampler) / budget,
+            steps,
+        )
+        if sampler.repeated:
+            LOG.warning("clo: %d rows come twice in an epoch, to give each rank a micro-batch", sampler.repeated)
+        return sampler
 
     # ---- the step ----
 
