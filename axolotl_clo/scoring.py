@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from axolotl_clo.batches import pack
 from axolotl_clo.collator import CLOCollator
 from axolotl_clo.logprobs import Batch, packing_is_exact, pieces_are_exact, sequence_log_probs
 from axolotl_clo.loss import LogProbs
@@ -272,22 +274,29 @@ class ScoringTrainer(AxolotlTrainer):
     def _score(
         self, model: Any, dataset: Any, indices: list[int], keep_adapter: bool
     ) -> list[tuple[int, torch.Tensor]]:
-        """Log-probabilities `[2, 2]` of rows, each rank taking its share."""
+        """Log-probabilities `[2, 2]` of rows, each rank taking as many batches, which sharded weights need."""
         inner = self.accelerator.unwrap_model(model)
         adapter_off = inner.disable_adapter if hasattr(inner, "peft_config") and not keep_adapter else nullcontext
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        loader = DataLoader(
-            Subset(dataset, mine), batch_size=self.args.per_device_eval_batch_size, collate_fn=CLOCollator()
-        )
+        lengths = dataset.select_columns("length")[indices]["length"]
+        batches = pack(lengths, self._reference_budget(lengths), multiple_of=self.accelerator.num_processes)
+        mine = [
+            [indices[i] for i in batch]
+            for batch in batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        ]
+        loader = DataLoader(dataset, batch_sampler=mine, collate_fn=CLOCollator())
         scored: list[torch.Tensor] = []
         training = model.training
         model.eval()
         with torch.no_grad(), adapter_off(), self.accelerator.autocast():
             for batch in tqdm(loader, desc="Reference log-probabilities", disable=not self.is_local_process_zero()):
-                batch = {name: value.to(self.args.device) for name, value in batch.items()}
-                scored.extend(self._score_batch(model, batch).cpu())
+                scored.append(self._score_batch(model, send_to_device(batch, self.args.device)))
         model.train(training)
-        return gather_object(list(zip(mine, scored, strict=True)))
+        return gather_object(list(zip(chain.from_iterable(mine), torch.cat(scored).cpu(), strict=True)))
+
+    def _reference_budget(self, lengths: list[int]) -> int:
+        """Tokens of a batch without gradients: what the largest batch by examples would have, or `tokens_per_batch`."""
+        largest = sum(sorted(lengths)[-self.args.per_device_eval_batch_size :])
+        return max(largest, self.clo.tokens_per_batch or 0)
 
     def _save_checkpoint(self, model: Any, trial: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(model, trial, **kwargs)

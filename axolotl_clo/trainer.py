@@ -71,8 +71,8 @@ class CLOTrainer(ScoringTrainer):
             row = self.train_dataset[int(lengths.argmax())]["row"]
             raise ValueError(
                 f"clo.tokens_per_batch: {budget} is less than {lengths.max()}, the tokens of row {row}, which stay "
-                f"together; {(lengths > budget).sum()} of {len(lengths)} rows are too long. Set it to {lengths.max()} or "
-                "more, or lower `sequence_len`, which drops rows by the longest of their four sequences"
+                f"together; {(lengths > budget).sum()} of {len(lengths)} rows are too long. Set it to {lengths.max()} "
+                "or more, or lower `sequence_len`, which drops rows by the longest of their four sequences"
             )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -100,7 +100,7 @@ class CLOTrainer(ScoringTrainer):
         )
         steps = math.ceil(len(sampler) // ranks / accumulated)
         LOG.info(
-            "clo: %d rows in %d micro-batches of %.1f rows and %d tokens, %.0f %% of tokens_per_batch; %d steps an epoch",
+            "clo: %d rows in %d micro-batches of %.1f rows and %d tokens (%.0f %% of the budget), %d steps an epoch",
             len(lengths),
             len(sampler),
             len(lengths) / len(sampler),

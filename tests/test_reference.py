@@ -243,3 +243,37 @@ def test_adapter_reference_equals_precomputed(write_config: Write) -> None:
 def test_config_of_the_reference_is_not_needed_by_inactive_sections(write_config: Write) -> None:
     cfg = load_config(write_config(rl=None, datasets=[{"path": "tatsu-lab/alpaca", "type": "alpaca"}]))
     assert "clo-" not in str(cfg.dataset_prepared_path)
+
+
+@pytest.mark.parametrize("size", [1, 12])
+def test_reference_does_not_depend_on_its_batches(
+    size: int, write_config: Write, tmp_path: Path, parallel_file: Path
+) -> None:
+    """Packed by tokens: in each batch as many rows as fit where the longest `eval_batch_size` rows do."""
+    rows = starter_rows()[:12]
+    rows[0]["response"] = {lang: f"{text} {text} {text}" for lang, text in rows[0]["response"].items()}
+    write_rows(parallel_file, rows)
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        from axolotl_clo.scoring import ScoringTrainer
+
+        score_batch = ScoringTrainer._score_batch
+
+        def spy(self: Any, model: Any, batch: Any) -> torch.Tensor:
+            if not torch.is_grad_enabled():  # the pass; later come the steps
+                seen.append(batch["input_ids"].numel())
+            return score_batch(self, model, batch)
+
+        patch.setattr(ScoringTrainer, "_score_batch", spy)
+        trainer = train(write_config(eval_batch_size=size, max_steps=1))
+    lengths = sorted(trainer.train_dataset["length"])
+    budget = sum(lengths[-size:])
+    assert max(seen) <= budget
+    assert sum(seen) == sum(lengths)
+    assert len(seen) <= sum(lengths) / budget + 2 < 8
+    cache = ReferenceCache(cache_file(tmp_path).parent, cache_file(tmp_path).stem)
+    cache.load()
+    model = AutoModelForCausalLM.from_pretrained(trainer.axolotl_cfg.base_model).eval()
+    with torch.no_grad():
+        for row in list(trainer.train_dataset)[:4]:
+            torch.testing.assert_close(cache.rows[row_digests([row])[0]], exact(model, row), atol=1e-3, rtol=1e-5)
