@@ -27,7 +27,7 @@ from axolotl_clo.loss import LogProbs
 from axolotl_clo.output_head import let_score
 from axolotl_clo.reference import ReferenceCache, ReferenceRecord, model_key, row_digests
 from axolotl_clo.schema import CLOConfig
-from axolotl_clo.shared_prompts import restore_attention, set_attention, share_prompts
+from axolotl_clo.shared_prompts import set_attention, share_prompts
 
 LOG = get_logger(__name__)
 
@@ -122,7 +122,6 @@ class ScoringTrainer(AxolotlTrainer):
         inner = _innermost(self.accelerator.unwrap_model(model))
         why_not = set_attention(inner, self.axolotl_cfg.sequence_len)
         if why_not is None and not packing_is_exact(model, example, share_prompts):
-            restore_attention(inner)
             why_not = "the probe found it inexact for this model"
         return why_not
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from axolotl_clo.logprobs import Batch
 
-_IMPLEMENTATIONS = {"sdpa": "clo_shared_sdpa"}
+Attention = Callable[..., tuple[torch.Tensor, Any]]
+OfPairs = Callable[..., tuple[torch.Tensor, None]]
 
 
 def share_prompts(batch: Batch) -> Batch:
@@ -53,7 +56,7 @@ def share_prompts(batch: Batch) -> Batch:
 
 
 def set_attention(model: Any, longest: int) -> str | None:
-    """Let a model's attention take the masks of `share_prompts`; other masks mean what they did.
+    """Let a model's attention take the masks of `share_prompts`; other masks mean what they did, to any model.
 
     Args:
         model: a `PreTrainedModel`.
@@ -63,63 +66,72 @@ def set_attention(model: Any, longest: int) -> str | None:
         Why it cannot be done, else None.
     """
     from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config = model.config.get_text_config()
-    now, window = config._attn_implementation, getattr(config, "sliding_window", None)
-    if now in _IMPLEMENTATIONS.values():
-        return None
-    if now not in _IMPLEMENTATIONS:
-        return f"attn_implementation is {now}, and {', '.join(_IMPLEMENTATIONS)} is needed"
-    if model.device.type != "cpu":
-        return "it is done on the CPU only"
+    name, window = config._attn_implementation, getattr(config, "sliding_window", None)
+    if name not in _KINDS:
+        return f"attn_implementation is {name}, and {' or '.join(_KINDS)} is needed"
     if window is not None and window < longest:
         return f"the model attends to the last {window} tokens only, and sequences may have {longest}"
-    name = _IMPLEMENTATIONS[now]
-    AttentionInterface.register(name, _shared(ALL_ATTENTION_FUNCTIONS[now]))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[now])
-    model.set_attn_implementation(name)
-    return None if config._attn_implementation == name else "the model's attention cannot be exchanged"
+    attention = ALL_ATTENTION_FUNCTIONS[name]
+    if not isinstance(attention, _Shared):
+        AttentionInterface.register(name, _Shared(attention, _KINDS[name]))
+    return None
 
 
-def restore_attention(model: Any) -> None:
-    """Undo `set_attention`."""
-    for plain, shared in _IMPLEMENTATIONS.items():
-        if model.config.get_text_config()._attn_implementation == shared:
-            model.set_attn_implementation(plain)
+class _Shared:
+    """An attention function of transformers, and that of pairs where the mask says so."""
 
+    def __init__(self, plain: Attention, of_pairs: OfPairs) -> None:
+        self.plain, self.of_pairs = plain, of_pairs
 
-def _shared(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The attention function ``plain``, or that of pairs where the mask says so."""
-
-    def attention(
+    def __call__(
+        self,
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        if attention_mask is None or attention_mask.dtype != torch.long:
-            return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    ) -> tuple[torch.Tensor, Any]:
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.dtype != torch.long:
+            return self.plain(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("position_bias") is not None:
             raise ValueError("prompts are not shared under a position bias")
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-        parts, start = [], 0
-        for prompt, chosen, rejected in attention_mask.view(-1, 3).tolist():
-            one, two = start + prompt + chosen, start + prompt + chosen + rejected
-            first, behind, both = slice(start, one), slice(one, two), slice(start, start + prompt)
-            parts.append(_causal(query[:, :, first], key[:, :, first], value[:, :, first], dropout, scaling))
-            keys, values = (torch.cat([x[:, :, both], x[:, :, behind]], dim=2) for x in (key, value))
-            parts.append(_causal(query[:, :, behind], keys, values, dropout, scaling))
-            start = two
-        return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+        if attention_mask not in _PAIRS:  # once a batch, not in each layer: on another device it would have to wait
+            _PAIRS[attention_mask] = tuple(map(tuple, attention_mask.view(-1, 3).tolist()))
+        return self.of_pairs(self.plain, module, query, key, value, _PAIRS[attention_mask], **kwargs)
 
-    return attention
+
+_PAIRS: Any = WeakIdKeyDictionary()
+
+Pairs = tuple[tuple[int, int, int], ...]
+
+
+def _sdpa(
+    _plain: Attention,
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pairs: Pairs,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Pair by pair."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    parts, start = [], 0
+    for prompt, chosen, rejected in pairs:
+        one, two = start + prompt + chosen, start + prompt + chosen + rejected
+        first, behind, both = slice(start, one), slice(one, two), slice(start, start + prompt)
+        parts.append(_causal(query[:, :, first], key[:, :, first], value[:, :, first], dropout, scaling))
+        keys, values = (torch.cat([x[:, :, both], x[:, :, behind]], dim=2) for x in (key, value))
+        parts.append(_causal(query[:, :, behind], keys, values, dropout, scaling))
+        start = two
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _causal(
@@ -133,6 +145,80 @@ def _causal(
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _flash(
+    plain: Attention,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pairs: Pairs,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """All pairs in two calls of variable length; a causal mask is aligned to the last query and the last key."""
+    two = _two_calls(pairs, query.device)
+    kwargs |= {"is_causal": True, "position_ids": None}
+    parts = []
+    for call in two.calls:
+        lengths = {
+            "cu_seq_lens_q": call.query_ends,
+            "cu_seq_lens_k": call.key_ends,
+            "max_length_q": call.longest_query,
+            "max_length_k": call.longest_key,
+        }
+        keys, values = (x.index_select(2, call.keys) for x in (key, value))
+        parts.append(plain(module, query.index_select(2, call.queries), keys, values, None, **(kwargs | lengths))[0])
+    return torch.cat(parts, dim=1).index_select(1, two.order), None
+
+
+class _Call(NamedTuple):
+    """Places of the tokens that ask and of those that are attended to, and where the sequences of each end, from 0."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    longest_query: int
+    longest_key: int
+
+
+class _TwoCalls(NamedTuple):
+    calls: tuple[_Call, _Call]
+    order: torch.Tensor
+    """Of the tokens of both calls one after the other, which stands at each place."""
+
+
+@lru_cache(maxsize=4)
+def _two_calls(pairs: Pairs, device: torch.device) -> _TwoCalls:
+    firsts: list[range] = []
+    seconds: list[range] = []
+    prompts: list[range] = []
+    start = 0
+    for prompt, chosen, rejected in pairs:
+        end = start + prompt + chosen
+        prompts.append(range(start, start + prompt))
+        firsts.append(range(start, end))
+        seconds.append(range(end, end + rejected))
+        start = end + rejected
+
+    def call(queries: list[range], keys: list[range] | list[list[int]]) -> _Call:
+        query_ends, key_ends = ([0, *accumulate(map(len, part))] for part in (queries, keys))
+        return _Call(
+            torch.tensor([i for part in queries for i in part], device=device),
+            torch.tensor([i for part in keys for i in part], device=device),
+            torch.tensor(query_ends, dtype=torch.int32, device=device),
+            torch.tensor(key_ends, dtype=torch.int32, device=device),
+            max(map(len, queries)),
+            max(map(len, keys)),
+        )
+
+    behind = [[*prompt, *rejected] for prompt, rejected in zip(prompts, seconds, strict=True)]
+    both = call(firsts, firsts), call(seconds, behind)
+    return _TwoCalls(both, torch.argsort(torch.cat([part.queries for part in both])))
+
+
+_KINDS: dict[str, OfPairs] = {"sdpa": _sdpa, "flash_attention_2": _flash, "flash_attention_3": _flash}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import logged, train, weights
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
@@ -23,7 +25,7 @@ from transformers import (
 
 from axolotl_clo.collator import SEQUENCES, CLOCollator
 from axolotl_clo.logprobs import packing_is_exact, sequence_log_probs, token_log_probs
-from axolotl_clo.shared_prompts import restore_attention, set_attention, share_prompts
+from axolotl_clo.shared_prompts import set_attention, share_prompts
 
 Write = Callable[..., Path]
 
@@ -62,7 +64,7 @@ def rows(kind: str = "both directions") -> list[dict[str, Any]]:
     def draw(length: int) -> list[int]:
         return torch.randint(1, 61, (length,), generator=numbers).tolist()
 
-    made = []
+    made: list[dict[str, Any]] = []
     for a, b, c, d in LENGTHS:
         source, target, answer, translated = draw(a), draw(c), draw(b), draw(d)
         texts = (source + answer, source + translated, target + translated, target + answer)
@@ -141,14 +143,77 @@ def test_other_masks_mean_what_they_did() -> None:
     again, made_again = outputs()
     assert torch.equal(logits, again)
     assert torch.equal(made, made_again)
-    restore_attention(model)
     assert model.config._attn_implementation == "sdpa"
 
 
+def of_variable_length(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_k: torch.Tensor,
+    max_length_q: int,
+    max_length_k: int,
+    scaling: float,
+    is_causal: bool,
+    **_kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What FlashAttention promises of sequences of variable length, in plain PyTorch: masks end with the last key."""
+    assert attention_mask is None
+    assert is_causal
+    assert (cu_seq_lens_q.dtype, cu_seq_lens_k.dtype) == (torch.int32, torch.int32)
+    query_ends, key_ends = cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist()
+    assert max_length_q == max(b - a for a, b in pairwise(query_ends))
+    assert max_length_k == max(b - a for a, b in pairwise(key_ends))
+    groups = query.shape[1] // key.shape[1]
+    parts = []
+    for (a, b), (c, d) in zip(pairwise(query_ends), pairwise(key_ends), strict=True):
+        keys, values = (x[0, :, c:d].repeat_interleave(groups, dim=0) for x in (key, value))
+        scores = query[0, :, a:b] @ keys.mT * scaling
+        seen = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+        parts.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values)
+    return torch.cat(parts, dim=1).transpose(0, 1)[None], None
+
+
+@pytest.mark.parametrize("kind", ["both directions", "one direction", "a token on the border"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe"])
+def test_a_kernel_of_variable_length_is_asked_for_the_same_scores(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = build(CONFIGS[name]), CLOCollator()(rows(kind))
+    expected = token_log_probs(model, batch, packed=False)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", of_variable_length)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert set_attention(model, longest=64) is None
+    found = token_log_probs(model, share_prompts(batch))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(x.sum(), model.model.layers[0].self_attn.k_proj.weight) for x in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("attn", ["sdpa", "flash_attention_2"])
+def test_shared_prompts_are_as_near_on_a_gpu_as_packed_ones(attn: str) -> None:
+    if attn == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    config = LlamaConfig(**{**GQA, "hidden_size": 128})  # FlashAttention wants heads of 32 and more
+    whole, batch = build(config), CLOCollator()(rows())
+    batch = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+    model = build(config, attn=attn, dtype=torch.bfloat16).cuda()
+    model.load_state_dict(whole.state_dict())
+    with torch.no_grad():
+        truth, packed = (sequence_log_probs(m, batch) for m in (whole.cuda(), model))
+        assert set_attention(model, longest=64) is None
+        shared = sequence_log_probs(model, share_prompts(batch))
+    assert (shared - truth).abs().max() <= 2 * (packed - truth).abs().max() + 0.05
+
+
 def test_what_cannot_share_says_why() -> None:
-    assert (
-        set_attention(build(CONFIGS["llama"], attn="eager"), 64) == "attn_implementation is eager, and sdpa is needed"
-    )
+    why_not = set_attention(build(CONFIGS["llama"], attn="eager"), 64)
+    assert why_not == "attn_implementation is eager, and sdpa or flash_attention_2 or flash_attention_3 is needed"
     why_not = set_attention(build(CONFIGS["mistral"]), 65)
     assert why_not == "the model attends to the last 64 tokens only, and sequences may have 65"
 
