@@ -23,7 +23,10 @@ class CLOCollator:
     response_ids: `[N]`, the token each of them predicts.
     response_sequence: `[N]`, the sequence, 0 to S−1, each of them belongs to.
     response_lengths: `[examples, 2, 2]`, tokens of each response.
-    pairs: `[directions present, 3]`, tokens that both sequences of a direction begin with, and of the rest of each.
+    pairs: a list, which stays on the host, with three numbers for each direction present: tokens that both of its
+        sequences begin with, and of the rest of each.
+    first_copies: `[T']`, places in T of the tokens that are left when each of those beginnings is kept once.
+    shared_logit_positions: `[N]`, `logit_positions` in T'.
     language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
@@ -33,7 +36,7 @@ class CLOCollator:
         # Axolotl passes its tokenizer and padding options to every collator; nothing here is padded.
         self.tokenizer = tokenizer
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         input_ids: list[int] = []
         position_ids: list[int] = []
         logit_positions: list[int] = []
@@ -56,14 +59,15 @@ class CLOCollator:
                     pairs.append([shared, *(len(row[SEQUENCES[i]]) - shared for i in (first, second))])
         ids = torch.tensor([input_ids], dtype=torch.long)
         positions = torch.tensor(logit_positions, dtype=torch.long)
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": ids,
             "position_ids": torch.tensor([position_ids], dtype=torch.long),
             "logit_positions": positions,
             "response_ids": ids[0, positions + 1],
             "response_sequence": torch.tensor(response_sequence, dtype=torch.long),
             "response_lengths": torch.tensor(lengths).view(-1, 2, 2),
-            "pairs": torch.tensor(pairs),
+            "pairs": pairs,
+            **shared_places(pairs, positions),
             "language": torch.tensor([row["language"] for row in rows]),
         }
         if "example_index" in rows[0]:
@@ -71,3 +75,16 @@ class CLOCollator:
         if "reference_log_probs" in rows[0]:
             batch["reference_log_probs"] = torch.tensor([row["reference_log_probs"] for row in rows]).view(-1, 2, 2)
         return batch
+
+
+def shared_places(pairs: list[list[int]], logit_positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`first_copies` and `shared_logit_positions` of a batch; formed on the host, where lengths cost no waiting."""
+    kept: list[int] = []
+    found: list[int] = []  # where each of the T tokens stands in T'
+    for prompt, chosen, rejected in pairs:
+        start, begin = len(found), len(kept)
+        again, end = start + prompt + chosen, start + 2 * prompt + chosen + rejected
+        kept.extend((*range(start, again), *range(again + prompt, end)))
+        found.extend((*range(begin, begin + prompt + chosen), *range(begin, begin + prompt)))
+        found.extend(range(begin + prompt + chosen, len(kept)))
+    return {"first_copies": torch.tensor(kept), "shared_logit_positions": torch.tensor(found)[logit_positions]}

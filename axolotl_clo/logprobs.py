@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 # Largest difference in nats between a packed and a separate token that counts as equal in float32.
 PACKING_TOLERANCE = 1e-3

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from axolotl_clo.batches import pack
-from axolotl_clo.collator import CLOCollator
+from axolotl_clo.collator import CLOCollator, shared_places
 from axolotl_clo.logprobs import Batch, packing_is_exact, pieces_are_exact, sequence_log_probs
 from axolotl_clo.loss import LogProbs
 from axolotl_clo.output_head import let_score
@@ -314,6 +314,8 @@ def _first_example(batch: Batch) -> Batch:
     present = int((batch["response_lengths"][0] > 0).sum())
     end = starts[present] if len(starts) > present else batch["input_ids"].shape[1]
     mine = batch["response_sequence"] < 4
+    pairs = batch["pairs"][: present // 2]
+    places = shared_places(pairs, batch["logit_positions"][mine].cpu())
     return {
         "input_ids": batch["input_ids"][:, :end],
         "position_ids": batch["position_ids"][:, :end],
@@ -321,5 +323,6 @@ def _first_example(batch: Batch) -> Batch:
         "response_ids": batch["response_ids"][mine],
         "response_sequence": batch["response_sequence"][mine],
         "response_lengths": batch["response_lengths"][:1],
-        "pairs": batch["pairs"][: present // 2],
+        "pairs": pairs,
+        **{name: place.to(batch["input_ids"].device) for name, place in places.items()},
     }

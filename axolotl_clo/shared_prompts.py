@@ -33,25 +33,15 @@ def share_prompts(batch: Batch) -> Batch:
 
     Returns:
         The same, without the second copy of each prompt in `input_ids` and `position_ids` (`[1, T']`), with
-        `logit_positions` in those, and with `attention_mask`, `[1, 1, directions present, 3]`, of integers: `pairs` in
-        the form in which models hand a mask to their attention untouched.
+        `logit_positions` in those, and with `attention_mask`, `[1, 1, directions present, 3]`, of integers and on
+        the host: `pairs` in the form in which models hand a mask to their attention untouched.
     """
-    device = batch["input_ids"].device
-    keep = torch.ones(batch["input_ids"].shape[1], dtype=torch.bool, device=device)
-    first_copy = torch.arange(len(keep), device=device)  # where each token is found when the second copies are gone
-    start = 0
-    for prompt, chosen, rejected in batch["pairs"].tolist():
-        again = start + prompt + chosen
-        keep[again : again + prompt] = False
-        first_copy[again : again + prompt] = torch.arange(start, start + prompt, device=device)
-        start = again + prompt + rejected
-    places = keep.cumsum(0) - 1
     return {
         **batch,
-        "input_ids": batch["input_ids"][:, keep],
-        "position_ids": batch["position_ids"][:, keep],
-        "logit_positions": places[first_copy[batch["logit_positions"]]],
-        "attention_mask": batch["pairs"][None, None],
+        "input_ids": batch["input_ids"][:, batch["first_copies"]],
+        "position_ids": batch["position_ids"][:, batch["first_copies"]],
+        "logit_positions": batch["shared_logit_positions"],
+        "attention_mask": torch.tensor(batch["pairs"])[None, None],
     }
 
 

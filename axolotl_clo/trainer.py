@@ -148,7 +148,10 @@ class CLOTrainer(ScoringTrainer):
         parts = [_metric_sums(terms)]
         targets = len(self.clo.target_langs)
         for language in range(targets if targets > 1 else 0):
-            parts.append(_metric_sums(CLOTerms(*(term[languages == language] for term in terms))))
+            mine = languages == language
+            parts.append(
+                _metric_sums(CLOTerms(*(term.where(mine if term.dim() == 1 else mine[:, None], 0) for term in terms)))
+            )
         return torch.cat(parts)
 
     def _means(self, sums: torch.Tensor) -> dict[str, float]:
@@ -161,22 +164,20 @@ class CLOTrainer(ScoringTrainer):
         if not batch_samples:
             return None
         first = SOURCE if self.clo.nll_languages == "both" else TARGET
-        lengths = [batch["response_lengths"] for batch in batch_samples]
-        tokens = sum(int(x[:, first:, 0].sum()) for x in lengths)
-        pairs = sum(int((x > 0).all(-1).sum()) for x in lengths)
-        counts = torch.tensor([[tokens, pairs]], dtype=torch.float32, device=device)
-        return self.accelerator.gather(counts).sum(0)
+        lengths = torch.cat([batch["response_lengths"] for batch in batch_samples]).to(device, non_blocking=True)
+        counts = torch.stack([lengths[:, first:, 0].sum(), (lengths > 0).all(-1).sum()])
+        return self.accelerator.reduce(counts, "sum").float()
 
     def _count_tokens(self, inputs: Batch) -> None:
         # What Axolotl's own compute_loss keeps for its tokens-per-second log.
         if self.args.include_tkps and self.model.training:
-            device = inputs["input_ids"].device
-            counts = [inputs["response_lengths"].sum().item(), inputs["input_ids"].numel()]
-            total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").cpu()
+            trained = inputs["response_lengths"].sum()
+            counts = torch.stack([trained, torch.full_like(trained, inputs["input_ids"].numel())])
+            counts = self.accelerator.reduce(counts, "sum")
             if not hasattr(self.state, "tokens"):
                 self.state.tokens = {"trainable": torch.zeros(1), "total": torch.zeros(1)}
-            self.state.tokens["trainable"] = self.state.tokens["trainable"] + total[0]
-            self.state.tokens["total"] = self.state.tokens["total"] + total[1]
+            for name, count in zip(("trainable", "total"), counts, strict=True):
+                self.state.tokens[name] = self.state.tokens[name].to(count.device) + count
 
     # ---- evaluation ----
 
@@ -226,9 +227,8 @@ class CLOTrainer(ScoringTrainer):
         if "loss" in logs and self._sums is not None:
             sums = self._sums
             if dist.is_initialized():
-                sums = sums.to(self.args.device)
                 dist.all_reduce(sums)
-            means = self._means(sums.cpu())
+            means = self._means(sums)
             self._sums = None
             logs.update({name: round(value, 5) for name, value in means.items()})
             self._warn_if_stuck(means)
@@ -268,4 +268,6 @@ def _metric_sums(terms: CLOTerms) -> torch.Tensor:
     accuracy = (terms.margin > 0) * terms.pairs
     sums = [terms.nll.sum(), *terms.preference.sum(0), *accuracy.sum(0), *terms.margin.sum(0)]
     counts = [terms.nll_tokens.sum(), *terms.pairs.sum(0).repeat(3)]
-    return torch.stack([torch.stack([x.detach().double().cpu() for x in column]) for column in (sums, counts)], dim=1)
+    # They stay where they are until they are logged: fetching them would make the host wait for the step.
+    wide = torch.float32 if terms.nll.device.type == "mps" else torch.float64
+    return torch.stack([torch.stack([x.detach().to(wide) for x in column]) for column in (sums, counts)], dim=1)

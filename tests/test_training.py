@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import load_config, logged, starter_rows, train, weights, write_rows
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_clo.trainer import METRICS
@@ -304,6 +305,71 @@ def test_axolotls_commands_work_on_the_same_config(write_config: Write, tmp_path
     assert asked in axolotl("inference", str(config), "--lora-model-dir", out, given=asked)
     axolotl("merge-lora", str(config), "--lora-model-dir", out)
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
+
+
+class HostReads(TorchFunctionMode):
+    """Where the package makes the host wait for what a tensor holds."""
+
+    READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        mask = name == "__getitem__" and any(getattr(i, "dtype", None) == torch.bool for i in _flat(args[1]))
+        if name in self.READS or mask:
+            frame = sys._getframe(1)
+            while frame is not None and "torch" in Path(frame.f_code.co_filename).parts:
+                frame = frame.f_back  # type: ignore[assignment]
+            if frame is not None and "axolotl_clo" in Path(frame.f_code.co_filename).parts:
+                self.places.add(f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_name}")
+        return func(*args, **(kwargs or {}))
+
+
+def _flat(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_step_does_not_wait_for_the_device(share: bool, write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl_clo.trainer import CLOTrainer
+
+    reads = HostReads()
+    training_step = CLOTrainer.training_step
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 0:
+            return training_step(self, *args, **kwargs)
+        with reads:
+            self._get_num_items_in_batch([args[1]], self.args.device)
+            return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(CLOTrainer, "training_step", spy)
+    clo = {"target_lang": ["de", "ko"], "share_prompts": share}
+    train(write_config(clo=clo, micro_batch_size=2, max_steps=3, include_tkps=True))
+    # The lengths of shared prompts come with the batch as a list, and are handed through the model as a host tensor.
+    assert reads.places <= {"shared_prompts.py: attention"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_does_not_wait_for_the_gpu(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl_clo.trainer import CLOTrainer
+
+    compute_loss = CLOTrainer.compute_loss
+
+    def strict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if self.state.global_step else "default")
+        try:
+            return compute_loss(self, *args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(CLOTrainer, "compute_loss", strict)
+    trainer = train(write_config(bf16=True, max_steps=3, micro_batch_size=2))
+    assert trainer.state.global_step == 3
 
 
 @pytest.mark.gpu
