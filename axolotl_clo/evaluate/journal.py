@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from axolotl_clo.translate.store import OutputError, Store
+from axolotl_clo.translate.store import OutputError, Store, held, what_changed
 
 
 class Journal:
@@ -42,19 +40,10 @@ class Journal:
         """
         with self._writing():
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.file.with_name(f".{self.file.name}.lock"), blocking=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"--out: another process is writing {self.file}; wait for it, or give another --out"
-            ) from error
-        try:
+        with held(self.file.with_name(f".{self.file.name}.lock"), self.file):
             if self.file.is_dir() or (self.file.exists() and not self.about.exists() and not self.partial.exists()):
                 raise OutputError(f"--out: {self.file} is there and not of this command; give a name that is free")
             yield
-        finally:
-            lock.release()
 
     def finished(self) -> dict[str, Any] | None:
         """What the run was, where it is finished; None where there is work left.
@@ -117,11 +106,7 @@ class Journal:
         return whole
 
     def _check(self, before: Mapping[str, Any]) -> None:
-        differ = [key for key in sorted({*before, *self._run}) if before.get(key) != self._run.get(key)]
-        if differ:
-            changes = "; ".join(
-                f"{key}: {_short(before.get(key))} then, {_short(self._run.get(key))} now" for key in differ
-            )
+        if changes := what_changed(before, self._run):
             raise OutputError(
                 f"--out: {self.file} was started with other input ({changes}). Give what it was started with, or "
                 "another --out"
@@ -140,8 +125,3 @@ class Journal:
 
 def _line(result: Mapping[str, Any]) -> str:
     return json.dumps(result, ensure_ascii=False) + "\n"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

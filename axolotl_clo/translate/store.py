@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,28 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class OutputError(RuntimeError):
     """The output cannot be written, or belongs to another run; the message says what to do."""
+
+
+@contextmanager
+def held(lock_file: Path, out: Path) -> Iterator[None]:
+    """Hold a lock for this process; the system frees it when the process ends, however it ends.
+
+    Args:
+        lock_file: in a folder that is there.
+        out: what it guards, for the message.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    lock = FileLock(lock_file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(f"--out: another process is writing to {out}; wait for it, or give another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Store:
@@ -56,19 +78,10 @@ class Store:
                     f"--out: {self.out} holds other files; an empty folder, or a name that is free, is accepted"
                 )
             self.parts.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.work / "lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"--out: another process is writing to {self.out}; wait for it, or give another --out"
-            ) from error
-        try:
+        with held(self.work / "lock", self.out):
             for left in self.work.rglob("*.tmp"):  # of a run that was killed
                 left.unlink()
             yield
-        finally:
-            lock.release()
 
     def claim(self, started_with: dict[str, Any]) -> None:
         """Say what this run is, or check that it is the run the folder was started with.
@@ -82,8 +95,7 @@ class Store:
             self.write_text(file, json.dumps(now, indent=1, sort_keys=True, ensure_ascii=False))
             return
         before = json.loads(file.read_text(encoding="utf-8"))
-        if differ := [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]:
-            changes = "; ".join(f"{key}: {_short(before.get(key))} then, {_short(now.get(key))} now" for key in differ)
+        if changes := what_changed(before, now):
             raise OutputError(
                 f"--out: {self.out} was started with other input ({changes}). Give what it was started with to go on "
                 "(a hub dataset's fingerprint is a commit, which --revision takes), or another --out to start anew"
@@ -176,6 +188,12 @@ def _place(temporary: Path, file: Path) -> None:
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a run was started with that differs now, in words; empty where nothing does."""
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} then, {_short(now.get(key))} now" for key in differ)
 
 
 def _short(value: Any) -> str:
