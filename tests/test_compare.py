@@ -15,17 +15,22 @@ import torch
 from conftest import starter_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_clo import compare
+from axolotl_clo.compare.command import main, parse
+from axolotl_clo.compare.plan import HELD_OUT_EVERY, LEARNING_RATES, METHODS, Comparison, Run
+from axolotl_clo.compare.scoring import answer_greedily, bits_per_byte, evaluate_tasks, mean_kl
+from axolotl_clo.compare.search import Candidate, choose_learning_rate, search_rates
+from axolotl_clo.compare.table import COLUMNS, spread
+from axolotl_clo.compare.workers import Workers
 
 
-def plan_of(out: Path, model: Path, *arguments: str) -> compare.Comparison:
-    return compare.parse(["--out", str(out), "--base-model", str(model), *arguments])
+def plan_of(out: Path, model: Path, *arguments: str) -> Comparison:
+    return parse(["--out", str(out), "--base-model", str(model), *arguments])
 
 
 # ---- the search's criterion ----
 
 
-BASE = compare.Candidate(target=2.0, english=1.0, fidelity=0.2)
+BASE = Candidate(target=2.0, english=1.0, fidelity=0.2)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +53,21 @@ BASE = compare.Candidate(target=2.0, english=1.0, fidelity=0.2)
 def test_learning_rate_is_the_most_faithful_that_keeps_english(
     candidates: dict[float, tuple[float, float, float]], chosen: float
 ) -> None:
-    scores = {rate: compare.Candidate(*values) for rate, values in candidates.items()}
-    assert compare.choose_learning_rate(scores, BASE) == chosen
+    scores = {rate: Candidate(*values) for rate, values in candidates.items()}
+    assert choose_learning_rate(scores, BASE) == chosen
 
 
 def test_search_trains_on_no_row_that_scores_it(tmp_path: Path, tiny_llama: Path) -> None:
     plan = plan_of(tmp_path, tiny_llama, "--languages", "de")
 
     class NothingDone:
-        def finish(self, runs: list[compare.Run]) -> list[None]:
+        def finish(self, runs: list[Run]) -> list[None]:
             return [None for _ in runs]
 
     scores = {lang: {"bits_per_byte": 1.0, "fidelity_no_echo": 0.5} for lang in ("de", "en")}
-    compare.search_rates(plan, NothingDone(), {"search": scores})  # type: ignore[arg-type]
+    search_rates(plan, NothingDone(), {"search": scores})  # type: ignore[arg-type]
     trained = [json.loads(line) for line in (tmp_path / "search" / "rows.jsonl").open(encoding="utf-8")]
-    scoring = starter_rows()[compare.HELD_OUT_EVERY - 1 :: compare.HELD_OUT_EVERY]
+    scoring = starter_rows()[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     assert {row["id"] for row in trained} | {row["id"] for row in scoring} == {row["id"] for row in starter_rows()}
     assert not {row["id"] for row in trained} & {row["id"] for row in scoring}
     run = plan.search("clo", "de", 1e-4, None)
@@ -72,7 +77,7 @@ def test_search_trains_on_no_row_that_scores_it(tmp_path: Path, tiny_llama: Path
 # ---- equal budgets ----
 
 
-@pytest.mark.parametrize("method", list(compare.METHODS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_methods_get_the_same_rows_and_steps(tmp_path: Path, tiny_llama: Path, method: str) -> None:
     plan = plan_of(tmp_path, tiny_llama, "--sizes", "8", "--steps", "25")
     configs = plan.run(method, "de", 8, 5, 1e-4, 3e-4).configs
@@ -111,7 +116,7 @@ ANSWERS = [["What is a spider?", "An animal with eight legs."], ["Why?", "Becaus
 
 def test_divergence_is_the_mean_over_answer_tokens(models: tuple[Any, Any, Any]) -> None:
     base, changed, tokenizer = models
-    assert compare.mean_kl(base, base, tokenizer, ANSWERS) == 0.0
+    assert mean_kl(base, base, tokenizer, ANSWERS) == 0.0
     total, tokens = 0.0, 0
     for prompt, answer in ANSWERS:
         before = tokenizer.encode(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
@@ -122,7 +127,7 @@ def test_divergence_is_the_mean_over_answer_tokens(models: tuple[Any, Any, Any])
             total += (p[position - 1] * (p[position - 1] / q[position - 1]).log()).sum().item()
         tokens += len(ids) - len(before)
     base.float(), changed.float()
-    measured = compare.mean_kl(base, changed, tokenizer, ANSWERS)
+    measured = mean_kl(base, changed, tokenizer, ANSWERS)
     assert measured == pytest.approx(total / tokens, rel=1e-4)
     assert measured > 1e-4
 
@@ -137,21 +142,21 @@ def test_bits_per_byte_are_the_models_own_loss_over_bytes(models: tuple[Any, Any
         labels = torch.tensor([[-100] * len(before) + after])
         with torch.no_grad():
             bits += base(torch.tensor([before + after]), labels=labels).loss.item() * len(after) / math.log(2)
-    assert compare.bits_per_byte(base, tokenizer, pairs) == pytest.approx(bits / (15 + 14), rel=1e-5)
+    assert bits_per_byte(base, tokenizer, pairs) == pytest.approx(bits / (15 + 14), rel=1e-5)
 
 
 def test_answers_of_the_search_are_those_the_task_gets(models: tuple[Any, Any, Any]) -> None:
     base, _, tokenizer = models
     task = "axolotl_clo_de_fidelity"
-    samples = compare._evaluate(base, tokenizer, [task], batch_size=8)["samples"][task][:8]
+    samples = evaluate_tasks(base, tokenizer, [task], batch_size=8)["samples"][task][:8]
     prompts = [sample["doc"]["prompt"] for sample in samples]
     expected = [sample["filtered_resps"][0] for sample in samples]
-    assert compare.answer_greedily(base, tokenizer, prompts) == expected
+    assert answer_greedily(base, tokenizer, prompts) == expected
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
-    assert compare.spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
-    assert compare.spread([0.25], ".2f") == "0.25"
+    assert spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
+    assert spread([0.25], ".2f") == "0.25"
 
 
 # ---- bad input ----
@@ -175,7 +180,7 @@ def test_bad_options_are_named_with_what_is_accepted(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        compare.main(arguments)
+        main(arguments)
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -185,7 +190,7 @@ def test_short_disk_is_said_before_anything_runs(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e8))
     with pytest.raises(SystemExit, match=r"--out: .*out has 0\.1 GB free"):
-        compare.main(["--out", str(tmp_path / "out"), "--base-model", str(tiny_llama)])
+        main(["--out", str(tmp_path / "out"), "--base-model", str(tiny_llama)])
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -204,7 +209,7 @@ class Deadly:
 
 @pytest.mark.process
 def test_a_worker_that_dies_is_reported_and_replaced() -> None:
-    with compare.Workers(jobs=1, threads=1) as workers:
+    with Workers(jobs=1, threads=1) as workers:
         results = list(workers.results([Deadly("one"), Deadly("two")], lambda names: None))  # type: ignore[list-item]
     assert [(run.name, error) for run, error in results] == [
         ("one", "its process ended with exit code 7"),
@@ -217,14 +222,14 @@ def test_command_compares_resumes_and_reports_failures(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     # Fewer candidates than by default; no optimizer takes a rate below zero.
-    rates = {"sft": (1e-3,), "sft_dpo": (1e-4,), "clo": (1e-3, 2e-3), "orpo": (-1.0,)}
-    monkeypatch.setattr(compare, "LEARNING_RATES", rates)
+    for method, rates in {"sft": (1e-3,), "sft_dpo": (1e-4,), "clo": (1e-3, 2e-3), "orpo": (-1.0,)}.items():
+        monkeypatch.setitem(LEARNING_RATES, method, rates)
     out = tmp_path / "out"
     common = ["--out", str(out), "--base-model", str(tiny_llama), "--languages", "de", "--sizes", "4", "--seeds", "1"]
     common += ["--jobs", "1"]
 
     with pytest.raises(SystemExit) as stopped:
-        compare.main([*common, "--methods", "sft_dpo", "clo", "orpo", "--steps", "2"])
+        main([*common, "--methods", "sft_dpo", "clo", "orpo", "--steps", "2"])
     assert stopped.value.code == 1
     printed = capsys.readouterr()
     assert re.search(r"search/orpo-de--1 failed: ValueError: .*\n(.*\n)+.*Invalid learning rate: -1", printed.err)
@@ -241,14 +246,14 @@ def test_command_compares_resumes_and_reports_failures(
     assert len(scores["answers"]["de"]) == 32
 
     # What is done stays; other steps are another run.
-    monkeypatch.setitem(rates, "clo", (1e-3,))
+    monkeypatch.setitem(LEARNING_RATES, "clo", (1e-3,))
     before = {file: file.stat().st_mtime_ns for file in out.rglob("scores.json")}
-    compare.main([*common, "--methods", "sft_dpo", "clo", "--steps", "2"])
+    main([*common, "--methods", "sft_dpo", "clo", "--steps", "2"])
     changed = {file.parent.name for file, then in before.items() if file.stat().st_mtime_ns != then}
     assert changed <= {"clo-de-4-1"}  # only if the other candidate had been chosen
     capsys.readouterr()
 
-    compare.main([*common, "--methods", "clo", "--steps", "3", "--keep-models"])
+    main([*common, "--methods", "clo", "--steps", "3", "--keep-models"])
     changed = {file.parent.name for file, then in before.items() if file.stat().st_mtime_ns != then}
     assert changed == {"clo-de-0.001", "clo-de-4-1"}
     assert (out / "runs" / "clo-de-4-1" / "model-clo" / "model.safetensors").is_file()
@@ -258,7 +263,7 @@ def check_table(text: str) -> None:
     """All columns, a line for base and for each method that was trained, a number in each cell of a score."""
     header, _, *lines = [line for line in text.splitlines() if line.startswith("|")][:5]
     names = [name.strip() for name in header.strip("|").split("|")]
-    assert names == ["method", "rows", "seeds", *compare.COLUMNS]
+    assert names == ["method", "rows", "seeds", *COLUMNS]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[:3] for row in cells] == [["base", "", ""], ["SFT, then DPO", "4", "1"], ["CLO", "4", "1"]]
     for row in cells:
