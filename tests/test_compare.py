@@ -21,6 +21,7 @@ from axolotl_clo.compare.scoring import answer_greedily, bits_per_byte, evaluate
 from axolotl_clo.compare.search import Candidate, choose_learning_rate, search_rates
 from axolotl_clo.compare.table import COLUMNS, spread
 from axolotl_clo.compare.workers import Workers
+from axolotl_clo.translate.store import held
 
 
 def plan_of(out: Path, model: Path, *arguments: str) -> Comparison:
@@ -192,6 +193,14 @@ def test_short_disk_is_said_before_anything_runs(
     with pytest.raises(SystemExit, match=r"--out: .*out has 0\.1 GB free"):
         main(["--out", str(tmp_path / "out"), "--base-model", str(tiny_llama)])
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with held(out / ".lock", out), pytest.raises(SystemExit, match=r"--out: another process is writing to .*out; wait"):
+        main(["--out", str(out), "--base-model", str(tiny_llama), "--jobs", "1"])
+    assert [file.name for file in out.iterdir()] == [".lock"]
 
 
 # ---- the command ----

@@ -24,6 +24,7 @@ from axolotl_clo.compare.search import search_rates
 from axolotl_clo.compare.table import report
 from axolotl_clo.compare.workers import Queue, Workers
 from axolotl_clo.quickstart import check_machine, ensure_smollm2
+from axolotl_clo.translate.store import OutputError, held
 
 DEFAULT_MODEL = Path("outputs/quickstart/smollm2-135m-instruct")
 NEEDED_MEMORY_GB = 4.0  # for each worker
@@ -38,7 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
         ensure_smollm2(plan.base_model, COMMAND)
     check_disk_and_memory(plan)
     try:
-        failed = compare(plan)
+        with held(plan.out / ".lock", plan.out):
+            failed = compare(plan)
+    except OutputError as refused:
+        raise SystemExit(f"{COMMAND}: {refused}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"{COMMAND}: stopped; the same command goes on with the runs that are missing") from None
     for name, error in failed.items():
