@@ -169,6 +169,11 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
     _check_draw(data, section)
     if section.get("tokens_per_batch") is not None:
         _check_token_batches(data, section["tokens_per_batch"])
+    if section.get("nonfinite_loss") == "skip" and data.get("deepspeed"):
+        raise ValueError(
+            "clo.nonfinite_loss: skip leaves out optimizer steps, but DeepSpeed takes them by itself; use `stop`, or "
+            "another engine than `deepspeed:`"
+        )
     if section.get("reference") == "adapter":
         if not adapter:
             raise ValueError(

@@ -29,6 +29,7 @@ class CLOCollator:
     shared_logit_positions: `[N]`, `logit_positions` in T'.
     language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
+    row: `[examples]`, row number in the user's dataset, from 1, where the dataset has that column.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
     """
 
@@ -70,8 +71,9 @@ class CLOCollator:
             **shared_places(pairs, positions),
             "language": torch.tensor([row["language"] for row in rows]),
         }
-        if "example_index" in rows[0]:
-            batch["example_index"] = torch.tensor([row["example_index"] for row in rows])
+        for name in ("example_index", "row"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         if "reference_log_probs" in rows[0]:
             batch["reference_log_probs"] = torch.tensor([row["reference_log_probs"] for row in rows]).view(-1, 2, 2)
         return batch

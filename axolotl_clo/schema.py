@@ -153,6 +153,11 @@ class CLOConfig(_Section):
         description="Compute each prompt once for both of its responses (arXiv 2410.20305), where its attention "
         "can and a probe on the first batch finds it exact. Changes nothing but time and memory.",
     )
+    nonfinite_loss: Literal["stop", "skip"] = Field(
+        "stop",
+        description="After a loss that is NaN or infinite: `stop` and name the rows, or `skip` the optimizer step. The "
+        "log counts what was skipped.",
+    )
     tokens_per_batch: int | None = Field(
         None,
         ge=1,

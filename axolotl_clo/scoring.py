@@ -253,7 +253,14 @@ class ScoringTrainer(AxolotlTrainer):
                 "weights are loaded; restore the file, or start without resuming"
             )
         if missing:
-            for i, log_probs in self._score(model, dataset, missing, keep_adapter):
+            scored = self._score(model, dataset, missing, keep_adapter)
+            if broken := [dataset[i]["row"] for i, log_probs in scored if not log_probs.isfinite().all()]:
+                raise ValueError(
+                    f"the model before training gives {len(broken)} of {len(scored)} rows a log-probability that is no "
+                    f"number (rows {', '.join(map(str, sorted(broken)[:20]))} of the dataset); look at these rows, and "
+                    "at whether the weights are whole and suit `bf16`/`fp16`"
+                )
+            for i, log_probs in scored:
                 cache.rows[digests[i]] = log_probs
             if self.is_world_process_zero():
                 try:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from axolotl_clo.answers import HeldOutPrompts, fidelity, show, track
 from axolotl_clo.batches import TokenBatchSampler
 from axolotl_clo.logprobs import Batch
+from axolotl_clo.long_runs import LongRunTrainer
 from axolotl_clo.loss import SOURCE, TARGET, CLOTerms, clo_loss, clo_terms
 from axolotl_clo.model_card import add_clo_section
-from axolotl_clo.scoring import ScoringTrainer
 
 LOG = get_logger(__name__)
 
@@ -39,7 +39,7 @@ PREFERENCES = ("clo/preference_source", "clo/preference_target")
 STUCK_DISTANCE, STUCK_LOGS, STUCK_STEPS = 1e-3, 3, 20
 
 
-class CLOTrainer(ScoringTrainer):
+class CLOTrainer(LongRunTrainer):
     """Trains with the CLO loss.
 
     Logs, for training and with `eval_` for evaluation: `loss`, and the entries of `METRICS` (nll in nats per
@@ -54,7 +54,6 @@ class CLOTrainer(ScoringTrainer):
         super().__init__(*args, **kwargs)
         # We count tokens and pairs of the global batch ourselves, so the loss must not be divided once more.
         self.model_accepts_loss_kwargs = True
-        self._sums: torch.Tensor | None = None
         self._evaluated: list[torch.Tensor] = []
         self._stuck_logs = 0
 
@@ -125,8 +124,9 @@ class CLOTrainer(ScoringTrainer):
         terms = self._terms(model, inputs)
         tokens, pairs = num_items_in_batch if num_items_in_batch is not None else _counts(terms)
         loss = clo_loss(terms, nll_weight=self.clo.nll_weight, num_nll_tokens=tokens, num_pairs=pairs)
-        sums = self._metric_sums(terms, inputs["language"])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._terms_of_step = CLOTerms(*(term.detach() for term in terms))
+        sums = self._metric_sums(self._terms_of_step, inputs["language"])
+        self._sums_before, self._sums = self._sums, sums if self._sums is None else self._sums + sums
         self._count_tokens(inputs)
         # Data-parallel engines average gradients over ranks; the shares of the ranks add up.
         loss = loss * self.accelerator.num_processes

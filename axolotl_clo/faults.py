@@ -1,0 +1,116 @@
+"""What goes wrong in the steps of a long run, told so that the user knows what to change."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from axolotl.utils.logging import get_logger
+from transformers import TrainerCallback
+
+from axolotl_clo.logprobs import Batch
+from axolotl_clo.loss import CLOTerms
+
+LOG = get_logger(__name__)
+
+# What PyTorch says when the CPU's memory ends; a GPU has an exception of its own.
+_NO_MEMORY = "can't allocate memory"
+# Of the limit of collectives, so that the rank that waits for its data is heard before those that wait for it.
+_PATIENCE = 0.9
+
+
+@contextmanager
+def memory_explained(batch: Batch, rank: int, step: int) -> Iterator[None]:
+    """Say in an out-of-memory error on which batch it came and what helps.
+
+    Raises:
+        RuntimeError: memory ended; the original message stands at the end.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+            raise
+        raise RuntimeError(
+            f"rank {rank} ran out of memory in step {step + 1}, in a micro-batch of "
+            f"{len(batch['response_lengths'])} rows and {batch['input_ids'].numel()} tokens{_rows(batch)}; lower "
+            "`micro_batch_size` (and raise `gradient_accumulation_steps`), set `clo.tokens_per_batch`, turn on "
+            f"`gradient_checkpointing`, or lower `sequence_len`. {error}"
+        ) from error
+
+
+def nonfinite_rows(terms: CLOTerms, batch: Batch) -> str:
+    """Which examples of a batch have a loss that is no number, in words."""
+    bad = ~(terms.nll.isfinite() & terms.preference.isfinite().all(-1))
+    if bad.all():
+        return f"every example of the micro-batch{_rows(batch)}"
+    return f"{int(bad.sum())} of {len(bad)} examples{_rows(batch, bad)}"
+
+
+def _rows(batch: Batch, chosen: torch.Tensor | None = None) -> str:
+    rows = batch.get("row")
+    if rows is None:
+        return ""
+    numbers = (rows if chosen is None else rows[chosen.to(rows.device)]).tolist()
+    return f" (rows {', '.join(map(str, numbers[:20]))}{', …' if len(numbers) > 20 else ''} of the dataset)"
+
+
+class StepSkipper(TrainerCallback):
+    """Leaves out an optimizer step after a loss that is no number on any rank, once it is `enabled` on all of them."""
+
+    def __init__(self) -> None:
+        self.enabled = self.asked = False
+        self.skipped = 0
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **_kwargs: Any
+    ) -> None:
+        if not self.enabled or not on_any_rank(self.asked, args.device):
+            return
+        self.asked = False
+        self.skipped += 1
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None  # an optimizer passes over what has none; a gradient of 0 would still move it
+        LOG.warning("clo: step %d is left out; %d so far", state.global_step + 1, self.skipped)
+
+
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is up on any rank; every rank must ask."""
+    if not dist.is_initialized():
+        return flag
+    up = torch.tensor(float(flag), device=device)
+    dist.all_reduce(up, op=dist.ReduceOp.MAX)
+    return bool(up.item())
+
+
+@contextmanager
+def data_expected(rank: int, timeout: float) -> Iterator[None]:
+    """End the process, with its name and where it stands, if its batches do not come; the others wait for it.
+
+    Args:
+        rank: to name.
+        timeout: of collectives, in seconds.
+    """
+    patience = _PATIENCE * timeout
+
+    def give_up() -> None:
+        LOG.error(
+            "clo: rank %d has waited %.0f s for a batch of data (ddp_timeout: %d); it ends", rank, patience, timeout
+        )
+        faulthandler.dump_traceback(file=2)
+        os._exit(1)
+
+    timer = threading.Timer(patience, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
