@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from axolotl_clo.batches import pack
+from axolotl_clo.checkpointing import checkpoint_what_trains
 from axolotl_clo.collator import CLOCollator, shared_places
 from axolotl_clo.logprobs import Batch, packing_is_exact, pieces_are_exact, sequence_log_probs
 from axolotl_clo.loss import LogProbs
@@ -134,6 +135,7 @@ class ScoringTrainer(AxolotlTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        checkpoint_what_trains(self.model)
         model, dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self._is_sharded:
             # These engines load a checkpoint while they are prepared: too late to look at the base weights.
