@@ -1,0 +1,1 @@
+"""What is timed; README.md beside this file."""
