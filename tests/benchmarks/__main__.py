@@ -38,12 +38,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     several = {"nargs": "+", "metavar": ""}
-    parser.add_argument("--quick", action="store_true", help="few rows, once, and half of the runs")
+    parser.add_argument("--quick", action="store_true", help="few rows, one epoch, once, and half of the runs")
     parser.add_argument("--runs", nargs="+", choices=(*RUNS, *LINES), help="default: all but plain")
     parser.add_argument("--rows", type=int, help="default: 12, with a GPU 32")
     parser.add_argument("--batch", type=int, help="rows of an optimizer step; default: 4, with a GPU 2")
-    parser.add_argument("--epochs", type=int, nargs="+", help="default: 1 3")
-    parser.add_argument("--repeats", type=int, help="default: 2, with a GPU 3")
+    parser.add_argument("--epochs", type=int, nargs="+", help="default: 1 3, with a GPU 1")
+    parser.add_argument("--repeats", type=int, help="default: 2")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--models", **several, help=f"folders, {SMOLLM2}, or the shapes {', '.join(SHAPES)}")
@@ -69,8 +69,8 @@ def with_defaults(given: argparse.Namespace) -> argparse.Namespace:
         "runs": ["clo", "dpo", "unshared", "curve"] if quick else [n for n in (*RUNS, *LINES) if n != "plain"],
         "rows": (8 if quick else 32) if cuda else (4 if quick else 12),
         "batch": 2 if cuda else 4,
-        "epochs": [1] if quick else [1, 3],
-        "repeats": 1 if quick else 3 if cuda else 2,
+        "epochs": [1] if quick or cuda else [1, 3],
+        "repeats": 1 if quick else 2,
         "models": ["llama-1b", "llama-8b"] if cuda else [SMOLLM2],
         "lengths": [512, 2048] if cuda else [0],
         "attention": _attention() if cuda else "sdpa",
