@@ -71,7 +71,7 @@ def config(run: Run, model: Path, rows: Path, folder: Path) -> dict[str, Any]:
     """
     cuda = run.device == "cuda"
     stock = {"dpo": "axolotl_clo.preference", "sft": "axolotl_clo.sft"}
-    clo = {"target_lang": list(TARGETS), "check_language": "off"} | clo_options(run.off)
+    clo = {"target_lang": list(TARGETS[: run.rows]), "check_language": "off"} | clo_options(run.off)
     if run.name == "sft" and run.kind == "train":
         clo["train_modules"] = "all"
     options: dict[str, Any] = {
