@@ -7,7 +7,6 @@ running process, so that no option exists for measuring alone.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,21 +29,19 @@ class Saving:
 
 
 def _pad(patch: Patch) -> None:
-    from axolotl_clo.scoring import ScoringTrainer
+    from axolotl_clo import scoring
 
-    patch(ScoringTrainer, "_find_layout", lambda *_: "padded")
+    patch(scoring, "packing_is_exact", lambda *_: False)
+    patch(scoring.ScoringTrainer, "_cannot_share", lambda *_: "sequences are padded")
 
 
 def _materialise_logits(patch: Patch) -> None:
-    import axolotl_clo.trainer  # noqa: F401 (and with it all that could have taken a name)
     from axolotl_clo import logprobs
+    from axolotl_clo.scoring import ScoringTrainer
 
     accepts = logprobs._accepts
     patch(logprobs, "_accepts", lambda model, name: name != "logits_to_keep" and accepts(model, name))
-    # Scores in pieces of the output head, wherever the package took the function's name.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("axolotl_clo.") and hasattr(module, "let_score"):
-            patch(module, "let_score", lambda _: False)
+    patch(ScoringTrainer, "_scores_in_pieces", lambda *_: False)
 
 
 def _score_reference_each_step(patch: Patch) -> None:
@@ -71,7 +68,7 @@ def _score_reference_each_step(patch: Patch) -> None:
 SAVINGS = {
     "unshared": Saving("CLO, each prompt twice", options={"share_prompts": False}),
     "padded": Saving("CLO, padded (and each prompt twice)", patch=_pad),
-    "full-logits": Saving("CLO, logits of all positions", patch=_materialise_logits),
+    "full-logits": Saving("CLO, logits of all positions at once", patch=_materialise_logits),
     "reference-each-step": Saving("CLO, reference in each step", patch=_score_reference_each_step),
 }
 
