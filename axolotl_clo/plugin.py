@@ -18,6 +18,7 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.checks import ATTENTION_KERNELS, HELD_OUT, trains_on_parallel_rows, uses_parallel_rows
+from axolotl_clo.cpu_processes import join_cpu_processes, place_on_cpu
 from axolotl_clo.datasets import check_local_files, resolve_starter
 from axolotl_clo.schema import CLOConfig, select_layers
 
@@ -52,6 +53,7 @@ class CLOPlugin(BasePlugin):
         active = (cfg.get("clo") or {}).get("active")
         if not active and not uses_parallel_rows(cfg):
             return
+        join_cpu_processes(cfg)
         if active and cfg.get("remove_unused_columns") is None:
             cfg["remove_unused_columns"] = False
         if cfg.get("rl"):
@@ -71,6 +73,11 @@ class CLOPlugin(BasePlugin):
     def get_input_args(self) -> str | None:
         """The `clo:` section; given once even if the plugin was loaded under two spellings of its name."""
         return "axolotl_clo.checks.CLOArgs" if self._is_first_of_its_kind() else None
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Axolotl loads the datasets; of the hooks before the model is placed, this one alone gets the whole config."""
+        if _section(cfg) is not None:
+            place_on_cpu(cfg)
 
     def pre_model_load(self, cfg: Any) -> None:
         """Check `clo.layers` against the model's config, before any weights are read."""

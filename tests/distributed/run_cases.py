@@ -1,0 +1,128 @@
+"""Runs cases of distributed training: imports Axolotl once, then forks the ranks of one case after the other."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import axolotl.cli.train
+import axolotl.common.datasets
+import axolotl.train
+import torch
+from axolotl.loaders.model import ModelLoader  # noqa: F401
+from conftest import load_config
+
+
+def run_case(case: dict[str, Any], folder: Path) -> None:
+    """Fork the ranks of a case and wait for all of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = case["processes"]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            become_rank(case, folder, rank, port)
+        children.append(child)
+    deadline = time.monotonic() + case.get("timeout", 300)
+    failed = 0
+    while children:
+        for child in list(children):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                children.remove(child)
+                failed |= status
+        if children and (failed or time.monotonic() > deadline):
+            for child in children:
+                os.kill(child, signal.SIGUSR1)  # prints where it stands
+            time.sleep(1)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+
+
+def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> None:
+    log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    world = str(case["processes"])
+    if case["processes"] > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= case.get("env", {})
+    faulthandler.register(signal.SIGUSR1)
+    code = 1
+    try:
+        result = train(case)
+        (folder / f"rank{rank}.json").write_text(json.dumps(result))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def train(case: dict[str, Any]) -> dict[str, Any]:
+    from axolotl_clo.cpu_processes import place_on_cpu
+
+    torch.manual_seed(0)
+    cfg = load_config(Path(case["config"]))
+    place_on_cpu(cfg)
+    dataset_meta = axolotl.common.datasets.load_datasets(cfg=cfg)
+    start, before = time.monotonic(), time.process_time()
+    trainer = axolotl.train.train(cfg=cfg, dataset_meta=dataset_meta)[2]
+    state = trainer.accelerator.state
+    wrapped = trainer.model_wrapped
+    return {
+        "distributed_type": state.distributed_type.value,
+        "processes": state.num_processes,
+        "rank": state.process_index,
+        "device": str(state.device),
+        "wrapped": type(wrapped).__name__,
+        "parameters": sorted({type(p).__name__ for p in trainer.model.parameters()}),
+        "partitioned": sum(hasattr(p, "ds_id") for p in trainer.model.parameters()),
+        "history": trainer.state.log_history,
+        "seconds": time.monotonic() - start,
+        "cpu": time.process_time() - before,
+    }
+
+
+def warm_up() -> None:
+    """What every rank would do once more, done before the forks: mostly building Axolotl's config model."""
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils import config
+
+    PluginManager.get_instance().register("axolotl_clo.CLOPlugin")
+    config.merge_input_args = functools.cache(config.merge_input_args)
+    config.merge_input_args()
+    gc.collect()
+    gc.freeze()  # or each rank's garbage collector copies the pages of what was imported
+
+
+if __name__ == "__main__":
+    warm_up()
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    for case in cases:
+        folder = Path(case["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        t = time.monotonic()
+        run_case(case, folder)
+        print(case["config"], time.monotonic() - t, flush=True)
