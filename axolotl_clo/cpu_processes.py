@@ -37,6 +37,7 @@ def join_cpu_processes(cfg: Any) -> None:
         _step_without_gradients()
     elif cfg.get("fsdp_config") or cfg.get("fsdp"):
         _shard_over_cpu("MULTI_GPU")  # the type that Accelerate turns into FSDP
+        _mesh_of_cpus()
 
 
 def place_on_cpu(cfg: Any) -> None:
@@ -70,3 +71,11 @@ def _step_without_gradients() -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     DeepSpeedEngine.step = torch.no_grad()(DeepSpeedEngine.step)
+
+
+def _mesh_of_cpus() -> None:
+    """Axolotl asks for a mesh of CUDA devices by name."""
+    from accelerate import ParallelismConfig
+
+    build = ParallelismConfig.build_device_mesh
+    ParallelismConfig.build_device_mesh = lambda self, _device_type: build(self, "cpu")
