@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,24 +142,37 @@ def model_key(model: nn.Module, *, without_adapter: bool, compute_dtype: str) ->
         without_adapter: leave adapter weights out, because the reference is taken with the adapter off.
         compute_dtype: dtype of the forward pass (autocast).
 
-    Under engines that shard parameters this is a digest of the rank's own shards.
+    Where ranks share the weights, each tensor is gathered in turn, so all must call this; the digest is that of the
+    whole model, whatever shares it.
     """
     digest = hashlib.blake2b(digest_size=16)
     quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     quantization = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
     digest.update(json.dumps([compute_dtype, quantization], sort_keys=True, default=str).encode())
     for name, tensor in _weights(model, without_adapter):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksum(tensor)}\n".encode())
+        with _gathered(tensor) as whole:
+            digest.update(f"{name} {whole.dtype} {tuple(whole.shape)} {_checksum(whole)}\n".encode())
     return digest.hexdigest()
 
 
 def _weights(model: nn.Module, without_adapter: bool) -> Iterator[tuple[str, torch.Tensor]]:
     adapters = set(getattr(model, "peft_config", {})) if without_adapter else set()
-    # ZeRO-3 keeps a rank's shard of a parameter in `ds_tensor`, FSDP2 as the local part of a DTensor.
-    shards = {name: p.ds_tensor for name, p in model.named_parameters() if hasattr(p, "ds_tensor")}
-    for name, tensor in sorted({**model.state_dict(), **shards}.items()):
+    # As parameters, which know how to gather themselves.
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if isinstance(tensor, torch.Tensor) and not adapters & set(name.split(".")):
-            yield name, tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            yield name, tensor
+
+
+@contextmanager
+def _gathered(tensor: Any) -> Iterator[torch.Tensor]:
+    """A tensor of which ranks may hold a part each."""
+    if hasattr(tensor, "ds_id"):  # ZeRO-3
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # FSDP2's DTensor
 
 
 def _checksum(tensor: torch.Tensor) -> tuple[int, int]:

@@ -6,7 +6,6 @@ a `ReferenceCache`. Which weights those are depends on the moment and on the eng
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from axolotl_clo.batches import pack
 from axolotl_clo.checkpointing import checkpoint_what_trains
@@ -78,11 +78,20 @@ class ScoringTrainer(AxolotlTrainer):
         """Log-probabilities of the responses of a batch, `[examples, 2, 2]`, by the leanest layout that is exact."""
         inner = self.accelerator.unwrap_model(model)  # the reference may be a model of its own
         if inner not in self._layouts:
-            self._layouts[inner] = self._find_layout(model, _first_example(batch))
+            self._layouts[inner] = self._find_layout(model, self._example_to_try(batch))
         layout = self._layouts[inner]
         if layout.shared:
             batch = share_prompts(batch)
         return sequence_log_probs(model, batch, packed=layout.packed, in_pieces=layout.in_pieces)
+
+    def _example_to_try(self, batch: Batch) -> Batch:
+        """The first example of a batch; where ranks share the weights the same one on all, as they must keep step."""
+        example = _first_example(batch)
+        if not self._is_sharded:
+            return example
+        examples = broadcast_object_list([send_to_device(example, "cpu")])
+        shared: Batch = send_to_device(examples[0], self.args.device)
+        return shared
 
     def _find_layout(self, model: Any, example: Batch) -> Layout:
         """Try layouts on one example."""
@@ -136,12 +145,25 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         checkpoint_what_trains(self.model)
-        model, dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self._is_sharded:
-            # These engines load a checkpoint while they are prepared: too late to look at the base weights.
-            self._prepare_training_reference(model, trained=resume_from_checkpoint is not None)
-            dataloader = self.get_train_dataloader()
+        if not (self._is_sharded and self._precomputes):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # Only a prepared engine can score, and preparing would load the checkpoint too: that comes after the reference.
+        model, _ = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._prepare_training_reference(model)
+        if resume_from_checkpoint is not None:
+            self._load_into_engine(resume_from_checkpoint)
+        dataloader = self.callback_handler.train_dataloader = self.get_train_dataloader()
         return model, dataloader
+
+    def _load_into_engine(self, checkpoint: Any) -> None:
+        """What `Trainer._prepare_for_training` does to resume under DeepSpeed and FSDP."""
+        if self.is_deepspeed_enabled:
+            strict = not hasattr(self.model, "peft_config")  # a checkpoint of an adapter lacks the rest
+            deepspeed_load_checkpoint(self.model_wrapped, checkpoint, load_module_strict=strict)
+        else:
+            self._load_from_checkpoint(checkpoint, self.model_wrapped)
+        self._load_optimizer_and_scheduler(checkpoint)
+        self._load_scaler(checkpoint)
 
     @property
     def _precomputes(self) -> bool:
@@ -151,25 +173,20 @@ class ScoringTrainer(AxolotlTrainer):
     def _is_sharded(self) -> bool:
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
-    def _prepare_training_reference(self, model: Any, trained: bool = False) -> None:
+    def _prepare_training_reference(self, model: Any) -> None:
         if not self._precomputes:
             return
         cfg = self.axolotl_cfg
-        key = self._read_own_record(trained) or self._model_key(self.model, keep_adapter=bool(cfg.lora_model_dir))
+        key = self._model_key(self.model, keep_adapter=bool(cfg.lora_model_dir))
         self._record = ReferenceRecord(key, base_model=cfg.base_model, lora_model_dir=cfg.lora_model_dir or None)
         if self.is_world_process_zero():
             Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
             self._record.write(self.args.output_dir)
         self._reference_cache = self._open_cache(key)
-        scorer = None if trained else model
         keep_adapter = bool(cfg.lora_model_dir)
-        self.train_dataset = self._with_reference(self.train_dataset, scorer, keep_adapter)
+        self.train_dataset = self._with_reference(self.train_dataset, model, keep_adapter)
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset, scorer, keep_adapter)
-
-    def _read_own_record(self, trained: bool) -> str | None:
-        record = ReferenceRecord.read(self.args.output_dir) if trained else None
-        return record.key if record else None
+            self.eval_dataset = self._with_reference(self.eval_dataset, model, keep_adapter)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; outside training the reference of a trained model is the model it was trained from."""
@@ -231,29 +248,21 @@ class ScoringTrainer(AxolotlTrainer):
         return cache
 
     def _model_key(self, model: Any, keep_adapter: bool = False) -> str:
-        dtype = self.accelerator.mixed_precision
-        key = model_key(model, without_adapter=not keep_adapter, compute_dtype=dtype)
-        if self._is_sharded:
-            key = hashlib.blake2b("".join(gather_object([key])).encode(), digest_size=16).hexdigest()
-        return key
+        key = model_key(model, without_adapter=not keep_adapter, compute_dtype=self.accelerator.mixed_precision)
+        return str(broadcast_object_list([key])[0])  # under FSDP 1 the first rank alone may see the weights
 
     def _with_reference(self, dataset: Any, model: Any, keep_adapter: bool = False) -> Any:
         """`dataset` with the columns `reference_log_probs` and `example_index`.
 
         Args:
             dataset: tokenized rows.
-            model: scores the rows that are not cached; None: all must be.
+            model: scores the rows that are not cached; None where all are.
             keep_adapter: score with the model's adapter on, because training started from one.
         """
         cache = self._reference_cache
         assert cache is not None
         digests = row_digests(dataset)
         missing = [i for i, digest in enumerate(digests) if digest not in cache.rows]
-        if missing and model is None:
-            raise ValueError(
-                f"{len(missing)} of {len(dataset)} rows are not in the reference cache {cache.file}, and only trained "
-                "weights are loaded; restore the file, or start without resuming"
-            )
         if missing:
             scored = self._score(model, dataset, missing, keep_adapter)
             if broken := [dataset[i]["row"] for i, log_probs in scored if not log_probs.isfinite().all()]:

@@ -163,10 +163,19 @@ class CLOTrainer(LongRunTrainer):
         """`[2]`: tokens under the NLL and preference pairs, over accumulation steps and ranks."""
         if not batch_samples:
             return None
+        self._discount_repeated(batch_samples[-1])
         first = SOURCE if self.clo.nll_languages == "both" else TARGET
         lengths = torch.cat([batch["response_lengths"] for batch in batch_samples]).to(device, non_blocking=True)
         counts = torch.stack([lengths[:, first:, 0].sum(), (lengths > 0).all(-1).sum()])
         return self.accelerator.reduce(counts, "sum").float()
+
+    def _discount_repeated(self, batch: Batch) -> None:
+        """Ranks fill the last round of an epoch up with rows it had before; without a response those count nowhere."""
+        dataloader = self.accelerator.gradient_state
+        if dataloader.end_of_dataloader and dataloader.remainder > 0:
+            lengths = batch["response_lengths"]
+            own = dataloader.remainder - self.accelerator.process_index * len(lengths)
+            lengths[max(own, 0) :] = 0
 
     def _count_tokens(self, inputs: Batch) -> None:
         # What Axolotl's own compute_loss keeps for its tokens-per-second log.
@@ -230,7 +239,7 @@ class CLOTrainer(LongRunTrainer):
                 dist.all_reduce(sums)
             means = self._means(sums)
             self._sums = None
-            logs.update({name: round(value, 5) for name, value in means.items()})
+            logs.update(means)
             self._warn_if_stuck(means)
         super().log(logs, start_time)
 
