@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export AXOLOTL_DO_NOT_TRACK ?= 1
 
-.PHONY: quickstart compare test lint clean
+.PHONY: quickstart compare test test-distributed lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m axolotl_clo.quickstart
@@ -18,7 +18,11 @@ compare: $(VENV)/.installed
 
 # A process for each core, up to four: each takes about 1.5 GB. They are slow with more than one thread each.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not distributed"
+
+# Four processes, all engines and scopes, two hosts, Ray: what takes too long for every change.
+test-distributed: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m distributed tests/distributed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -167,9 +167,9 @@ def _weights(model: nn.Module, without_adapter: bool) -> Iterator[tuple[str, tor
 def _gathered(tensor: Any) -> Iterator[torch.Tensor]:
     """A tensor of which ranks may hold a part each."""
     if hasattr(tensor, "ds_id"):  # ZeRO-3
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
             yield tensor
     else:
         yield tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # FSDP2's DTensor

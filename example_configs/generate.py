@@ -173,6 +173,31 @@ lora_dropout: 0.0
 """
 ADAPTER_RATE = "1e-4  # ours, untuned"
 
+# How the state of training is shared by several GPUs, and how activations are recomputed under it.
+SEVERAL_GPUS = """\
+gradient_checkpointing: true
+
+# Several GPUs hold a copy of the model each. To share gradients and optimizer states among them, take off the mark:
+# deepspeed: example_configs/deepspeed/zero2.json
+"""
+ZERO3 = """\
+gradient_checkpointing: true
+
+# The GPUs share weights, gradients and optimizer states; zero3_offload.json keeps weights and states in main memory.
+deepspeed: example_configs/deepspeed/zero3.json
+"""
+FSDP2 = """
+# The GPUs share weights, gradients and optimizer states; `offload_params: true` keeps them in main memory.
+fsdp_version: 2
+fsdp_config:
+  auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  reshard_after_forward: true
+  cpu_ram_efficient_loading: true
+  activation_checkpointing: true  # in place of gradient_checkpointing
+  state_dict_type: FULL_STATE_DICT  # transformers loads what is saved as it is
+"""
+SHARDING = {"": SEVERAL_GPUS, "zero3": ZERO3, "fsdp2": FSDP2}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -181,6 +206,7 @@ class Run:
     Attributes:
         paper: whether it is part of the papers' grid.
         adapter: `lora`, `qlora` or none.
+        sharding: how several GPUs share the work, one of SHARDING.
     """
 
     method: str
@@ -188,20 +214,21 @@ class Run:
     model: str = "llama-3-8b"
     paper: bool = False
     adapter: str = ""
+    sharding: str = ""
 
     @property
     def file(self) -> str:
         """Where the config lies in this folder."""
         if self.paper:
             return f"paper/{self.model}/{'_'.join(self.languages)}/{self.method}.yml"
-        return "_".join(filter(None, (self.method, *self.languages, self.adapter))) + ".yml"
+        return "_".join(filter(None, (self.method, *self.languages, self.adapter, self.sharding))) + ".yml"
 
     @property
     def output_dir(self) -> str:
         """Where the trained model goes."""
         if self.paper:
             return f"./outputs/paper/{self.model}/{'_'.join(self.languages)}/{self.method}"
-        parts = (self.model, self.method.replace("_", "-"), *self.languages, self.adapter)
+        parts = (self.model, self.method.replace("_", "-"), *self.languages, self.adapter, self.sharding)
         return "./outputs/" + "-".join(filter(None, parts))
 
     @property
@@ -209,6 +236,7 @@ class Run:
         language = " and ".join(LANGUAGES[code] for code in self.languages)
         adapter = {"": "", "lora": "by LoRA ", "qlora": "by 4-bit QLoRA "}[self.adapter]
         title = METHODS[self.method].title.format(language=language).replace("with CLO", f"{adapter}with CLO")
+        title += {"": "", "zero3": " under ZeRO-3", "fsdp2": " under FSDP2"}[self.sharding]
         return f"{MODELS[self.model].title} {title}"
 
     @property
@@ -314,11 +342,7 @@ weight_decay: 0.0
 bf16: true
 tf32: false
 attn_implementation: flash_attention_2
-gradient_checkpointing: true
-
-# Several GPUs: `axolotl fetch deepspeed_configs`, then take the mark off the next line.
-# deepspeed: deepspeed_configs/zero2.json
-
+{SHARDING[self.sharding]}
 logging_steps: 1
 {evaluations}saves_per_epoch: 1
 save_total_limit: 2
@@ -332,6 +356,7 @@ wandb_name:
 RUNS = [
     *(Run("clo", (language,)) for language in LANGUAGES),
     *(Run("clo", adapter=adapter) for adapter in ("lora", "qlora")),
+    *(Run("clo", sharding=sharding) for sharding in SHARDING if sharding),
     Run("clo", ("ko", "sw")),
     *(Run(method) for method in METHODS if method != "clo"),
     *(

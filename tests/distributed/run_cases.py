@@ -81,27 +81,36 @@ def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> Non
 
 
 def train(case: dict[str, Any]) -> dict[str, Any]:
-    from axolotl_clo.cpu_processes import place_on_cpu
+    """What `axolotl train` runs after the launcher; returns what the rank ran on and what it logged."""
+    from axolotl.cli.args import TrainerCliArgs
+
+    seen: dict[str, Any] = {}
+    training = axolotl.train.train
+
+    def train_and_keep(**arguments: Any) -> Any:
+        seen["trainer"] = (result := training(**arguments))[2]
+        return result
 
     torch.manual_seed(0)
+    axolotl.train.train = train_and_keep
     cfg = load_config(Path(case["config"]))
-    place_on_cpu(cfg)
-    dataset_meta = axolotl.common.datasets.load_datasets(cfg=cfg)
-    start, before = time.monotonic(), time.process_time()
-    trainer = axolotl.train.train(cfg=cfg, dataset_meta=dataset_meta)[2]
-    state = trainer.accelerator.state
-    wrapped = trainer.model_wrapped
+    start, cpu = time.monotonic(), time.process_time()
+    axolotl.cli.train.do_train(cfg, TrainerCliArgs())
+    trainer = seen["trainer"]
+    state, parameters = trainer.accelerator.state, list(trainer.model.parameters())
+    rows = trainer.train_dataset.sort("row")
     return {
         "distributed_type": state.distributed_type.value,
         "processes": state.num_processes,
         "rank": state.process_index,
-        "device": str(state.device),
-        "wrapped": type(wrapped).__name__,
-        "parameters": sorted({type(p).__name__ for p in trainer.model.parameters()}),
-        "partitioned": sum(hasattr(p, "ds_id") for p in trainer.model.parameters()),
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "parameters": sorted({type(p).__name__ for p in parameters}),
+        "partitioned": all(hasattr(p, "ds_id") for p in parameters),
+        "trainable": sum(p.requires_grad for p in parameters),
+        "reference": rows["reference_log_probs"][:] if "reference_log_probs" in rows.column_names else [],
         "history": trainer.state.log_history,
         "seconds": time.monotonic() - start,
-        "cpu": time.process_time() - before,
+        "cpu_seconds": time.process_time() - cpu,
     }
 
 
@@ -123,6 +132,6 @@ if __name__ == "__main__":
     for case in cases:
         folder = Path(case["folder"])
         folder.mkdir(parents=True, exist_ok=True)
-        t = time.monotonic()
+        start = time.monotonic()
         run_case(case, folder)
-        print(case["config"], time.monotonic() - t, flush=True)
+        print(f"{folder.name}: {time.monotonic() - start:.1f} s", flush=True)

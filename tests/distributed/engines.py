@@ -1,0 +1,153 @@
+"""What runs on several processes is described here: engines, scopes, and the configs of all cases.
+
+A case is one training run of 20 steps on a small Llama. All cases of a scope take the same steps of four rows each,
+from 13 rows, so that the last step of an epoch has one row and some ranks have none; answers differ in length, so ranks
+have different numbers of tokens; gradients are clipped at a norm that they exceed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEEPSPEED = ROOT / "example_configs" / "deepspeed"
+STEPS, ROWS, HELD_OUT = 20, 16, 3
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to spread training over processes.
+
+    Attributes:
+        options: lines of the config.
+        distributed_type: as Accelerate names it when it is at work.
+        wrapper: class of the model that takes the steps.
+        parameter: class of its parameters.
+        partitioned: whether DeepSpeed keeps a part of each parameter.
+        sharded: which of weights, gradients and optimizer states the ranks share, for the table.
+    """
+
+    options: dict[str, Any]
+    distributed_type: str
+    wrapper: str
+    parameter: str = "Parameter"
+    partitioned: bool = False
+    sharded: str = ""
+
+
+def _deepspeed(stage: int, file: str, sharded: str) -> Engine:
+    options = {"deepspeed": str(DEEPSPEED / f"{file}.json")}
+    return Engine(options, "DEEPSPEED", "DeepSpeedEngine", partitioned=stage == 3, sharded=sharded)
+
+
+_EXAMPLE = yaml.safe_load((ROOT / "example_configs" / "clo_ko_fsdp2.yml").read_text(encoding="utf-8"))
+FSDP2 = {name: value for name, value in _EXAMPLE.items() if name.startswith("fsdp")}
+OFFLOAD = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "offload_params": True}}
+
+ENGINES = {
+    "one process": Engine({}, "NO", "LlamaForCausalLM"),
+    "ddp": Engine({}, "MULTI_CPU", "DistributedDataParallel", sharded="–"),
+    "zero1": _deepspeed(1, "zero1", "optimizer"),
+    "zero2": _deepspeed(2, "zero2", "optimizer, gradients"),
+    "zero3": _deepspeed(3, "zero3", "optimizer, gradients, weights"),
+    "fsdp2": Engine(FSDP2, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights"),
+    "zero1_offload": _deepspeed(1, "zero1_offload", "optimizer"),
+    "zero2_offload": _deepspeed(2, "zero2_offload", "optimizer, gradients"),
+    "zero3_offload": _deepspeed(3, "zero3_offload", "optimizer, gradients, weights"),
+    "fsdp2_offload": Engine(
+        OFFLOAD, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights"
+    ),
+}
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
+SCOPES: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "lora": LORA,
+    "lora, reference by the adapter": {**LORA, "clo": {"target_lang": "de", "reference": "adapter", "eval_answers": 1}},
+    "all": {"clo": {"target_lang": "de", "train_modules": "all", "eval_answers": 1}},
+    "attention, bf16": {"bf16": True},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: an engine, a scope and a number of processes."""
+
+    engine: str
+    scope: str
+    processes: int = 2
+    options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        return "-".join((*self.engine.split(), *self.scope.replace(",", "").split(), str(self.processes)))
+
+
+def baseline(scope: str) -> Case:
+    return Case("one process", scope, 1)
+
+
+def write_config(case: Case, base_model: Path, rows: Path, folder: Path) -> Path:
+    """The YAML of a case; rows are prepared and the reference is computed by each case anew."""
+    # Four rows a step in all cases: processes × rows of a micro-batch × accumulation.
+    micro, accumulated = {1: (2, 2), 2: (1, 2), 4: (1, 1)}[case.processes]
+    config: dict[str, Any] = {
+        "base_model": str(base_model),
+        "plugins": ["axolotl_clo.CLOPlugin"],
+        "rl": "clo",
+        "clo": {"target_lang": "de", "eval_answers": 1},
+        "datasets": [{"path": str(rows), "type": "axolotl_clo.cross_lingual"}],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "dataset_num_proc": 0,
+        "val_set_size": HELD_OUT / ROWS,
+        "eval_steps": STEPS // 2,
+        "output_dir": str(folder / "out"),
+        "sequence_len": 512,
+        "micro_batch_size": micro,
+        "gradient_accumulation_steps": accumulated,
+        "max_steps": STEPS,
+        "num_epochs": STEPS,
+        "optimizer": "adamw_torch",
+        "learning_rate": 1e-3,
+        "lr_scheduler": "constant",
+        "max_grad_norm": 0.5,
+        "bf16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 3,
+        **ENGINES[case.engine].options,
+        **SCOPES[case.scope],
+        **case.options,
+    }
+    file = folder / "config.yml"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def job(case: Case, base_model: Path, rows: Path, folder: Path) -> dict[str, Any]:
+    """What `run_cases.py` reads."""
+    own = folder / case.name
+    config = write_config(case, base_model, rows, own)
+    return {"config": str(config), "folder": str(own), "processes": case.processes}
+
+
+def run(cases: list[Case], base_model: Path, rows: Path, folder: Path) -> None:
+    """Run cases one after the other, in processes of their own; see `Run` for what they leave behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps([job(case, base_model, rows, folder) for case in cases]))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(jobs)]
+    with (folder / "run_cases.log").open("w") as log:
+        subprocess.run(command, env=env, stdout=log, stderr=log, check=True)

@@ -1,0 +1,138 @@
+"""Every engine takes the steps that one process takes: losses, metrics, weights and the reference, over two processes.
+
+The same on four processes, with weights kept in main memory, in bf16 and for further scopes is `make test-distributed`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import starter_rows, weights, write_rows
+from engines import ENGINES, HELD_OUT, ROWS, STEPS, Case, baseline, run
+from equality import Run, differences
+from filelock import FileLock
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="CPU processes are for machines without a GPU"),
+]
+
+EVERY = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+USUAL = [Case(engine, "attention") for engine in EVERY] + [Case(engine, "lora") for engine in ("ddp", "zero3", "fsdp2")]
+FURTHER = [
+    *(Case(engine, "attention", 4) for engine in EVERY),
+    *(Case(f"{engine}_offload", "attention") for engine in EVERY[1:]),
+    *(Case(engine, "lora") for engine in ("zero1", "zero2")),
+    *(Case(engine, "lora, reference by the adapter") for engine in ("ddp", "zero3", "fsdp2")),
+    *(Case(engine, "all") for engine in EVERY),
+    *(Case(engine, "attention, bf16") for engine in ("ddp", "zero2", "zero3", "fsdp2")),
+]
+# Margins are differences of sums over a response, hundreds of nats, of which float32 resolves 3e-5; bf16 has 8 bits.
+TOLERANCE = {"loss": 1e-5, "metrics": 2e-5, "gradient norm": 1e-5, "weights": 1e-5, "reference": 1e-4}
+TOLERANCE_BF16 = {"loss": 2e-2, "metrics": 2e-1, "gradient norm": 5e-2, "weights": 2e-2, "reference": 1.0}
+
+
+class Runs:
+    """Gives the run of a case; who asks first starts all of its group, once for all workers of pytest-xdist."""
+
+    def __init__(self, folder: Path, base_model: Path) -> None:
+        self.folder, self.base_model = folder, base_model
+
+    def of(self, case: Case) -> Run:
+        return Run(self._group(case) / case.name)
+
+    def one_process(self, case: Case) -> Run:
+        return Run(self._group(case) / baseline(case.scope).name)
+
+    def _group(self, case: Case) -> Path:
+        group = FURTHER if case in FURTHER else USUAL
+        place = self.folder / ("further" if case in FURTHER else "usual")
+        with FileLock(f"{place}.lock"):
+            if not (place / "done").exists():
+                base, rows = place / "tiny-llama", place / "rows.jsonl"
+                shutil.copytree(self.base_model, base)
+                baselines = dict.fromkeys(baseline(case.scope) for case in group)
+                run([*baselines, *group], base, write_rows(rows, starter_rows()[:ROWS]), place)
+                (place / "done").touch()
+        return place
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Runs:
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "distributed"
+    folder.mkdir(exist_ok=True)
+    return Runs(folder, tiny_llama)
+
+
+def parameters(cases: list[Case]) -> list[Any]:
+    """The cases as parameters of a test; those beyond the usual are for `make test-distributed`."""
+    return [
+        pytest.param(case, id=case.name, marks=[pytest.mark.distributed] if case in FURTHER else []) for case in cases
+    ]
+
+
+ALL = parameters(USUAL + FURTHER)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_ran_on_what_it_says(case: Case, runs: Runs) -> None:
+    """Without this a run of two processes may be two runs, or another engine, that look alike."""
+    engine = ENGINES[case.engine]
+    ranks = runs.of(case).ranks
+    assert [rank["rank"] for rank in ranks] == list(range(case.processes))
+    for rank in ranks:
+        assert (rank["distributed_type"], rank["processes"]) == (engine.distributed_type, case.processes)
+        assert rank["wrapper"] == engine.wrapper.replace("Llama", "Peft" if "lora" in case.scope else "Llama")
+        assert rank["parameters"] == [engine.parameter]
+        assert rank["partitioned"] == engine.partitioned
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_equals_one_process(case: Case, runs: Runs) -> None:
+    tolerance = TOLERANCE_BF16 if "bf16" in case.scope else TOLERANCE
+    run = runs.of(case)
+    assert len(run.logged("loss")) == STEPS
+    found = differences(run, runs.one_process(case))
+    assert {name: value for name, value in found.items() if value > tolerance[name]} == {}, found
+
+
+@pytest.mark.parametrize("case", parameters([case for case in USUAL + FURTHER if case.scope.startswith("attention")]))
+def test_trains_attention_and_leaves_the_rest_bit_for_bit(case: Case, runs: Runs, tiny_llama: Path) -> None:
+    before = weights(tiny_llama)
+    after = runs.of(case).weights
+    moved = {name for name in before if not torch.equal(before[name].to(after[name].dtype), after[name])}
+    assert moved == {name for name in before if ".self_attn." in name}
+
+
+@pytest.mark.parametrize("case", parameters([case for case in USUAL + FURTHER if "adapter" not in case.scope]))
+def test_key_of_the_reference_is_that_of_whole_weights(case: Case, runs: Runs) -> None:
+    """So that what one engine has computed another can read."""
+    assert len(runs.of(case).cache_files) == 1
+    assert runs.of(case).cache_files == runs.one_process(case).cache_files
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_what_is_saved_loads_in_plain_transformers(case: Case, runs: Runs, tiny_llama: Path) -> None:
+    out = runs.of(case).folder / "out"
+    if "lora" in case.scope:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), out)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model.get_base_model() if "lora" in case.scope else model).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+
+
+def test_ranks_had_different_numbers_of_tokens_and_gradients_were_clipped(runs: Runs) -> None:
+    """What the cases are to show, they must contain."""
+    one = runs.one_process(USUAL[0])
+    assert max(one.logged("grad_norm")) > 0.5
+    assert (ROWS - HELD_OUT) % 4 == 1
