@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from math import ceil
+from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler
@@ -19,7 +20,7 @@ class TokenBatchSampler(BatchSampler):
     as it would have. The batches of a step hold nearly the same number of tokens.
     """
 
-    batch_size = None
+    batch_size: Any = None
     drop_last = False
 
     def __init__(
