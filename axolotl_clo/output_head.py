@@ -66,6 +66,11 @@ def let_score(model: Any) -> bool:
 def _scores(model: Any, positions: torch.Tensor, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     name = model.base_model_prefix
     output = getattr(model, name)(*args, **{key: value for key, value in kwargs.items() if value is not None})
+    return _scores_of_pieces(model, name, output, positions, ids)
+
+
+@torch.compiler.disable  # a piece of any length would be compiled anew
+def _scores_of_pieces(model: Any, name: str, output: Any, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     hidden = output.last_hidden_state.flatten(0, 1)[positions]
 
     def logits(piece: torch.Tensor) -> torch.Tensor:

@@ -71,14 +71,14 @@ class ScoringTrainer(AxolotlTrainer):
         return LogProbs(policy=policy, reference=reference, lengths=inputs["response_lengths"])
 
     def _without_adapter(self, model: Any, inputs: Batch) -> torch.Tensor:
-        with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
+        with torch.no_grad(), self._plain(model).disable_adapter():
             return self._score_batch(model, inputs)
 
     def _score_batch(self, model: Any, batch: Batch) -> torch.Tensor:
         """Log-probabilities of the responses of a batch, `[examples, 2, 2]`, by the leanest layout that is exact."""
-        inner = self.accelerator.unwrap_model(model)  # the reference may be a model of its own
+        inner = self._plain(model)  # the reference may be a model of its own
         if inner not in self._layouts:
-            self._layouts[inner] = self._find_layout(model, self._example_to_try(batch))
+            self._layouts[inner] = self._find_layout(getattr(model, "_orig_mod", model), self._example_to_try(batch))
         layout = self._layouts[inner]
         if layout.shared:
             batch = share_prompts(batch)
@@ -93,12 +93,16 @@ class ScoringTrainer(AxolotlTrainer):
         shared: Batch = send_to_device(examples[0], self.args.device)
         return shared
 
+    def _plain(self, model: Any) -> Any:
+        """The model without what engines and `torch_compile` wrap around it."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
     def _find_layout(self, model: Any, example: Batch) -> Layout:
         """Try layouts on one example."""
         training = model.training
         model.eval()
         try:
-            kind = type(self.accelerator.unwrap_model(model)).__name__
+            kind = type(self._plain(model)).__name__
             in_pieces = self._scores_in_pieces(model, example)
             why_not = self._cannot_share(model, example)
             if why_not is None:
@@ -122,14 +126,14 @@ class ScoringTrainer(AxolotlTrainer):
             return False
         if pieces_are_exact(model, example):
             return True
-        kind = type(self.accelerator.unwrap_model(model)).__name__
+        kind = type(self._plain(model)).__name__
         LOG.info("clo: logits of all response tokens are held at once, as %s cannot run its output head apart", kind)
         return False
 
     def _cannot_share(self, model: Any, example: Batch) -> str | None:
         if not self.clo.share_prompts:
             return "clo.share_prompts is false"
-        inner = _innermost(self.accelerator.unwrap_model(model))
+        inner = _innermost(self._plain(model))
         why_not = set_attention(inner, self.axolotl_cfg.sequence_len)
         if why_not is None and not packing_is_exact(model, example, share_prompts):
             why_not = "the probe found it inexact for this model"
@@ -292,7 +296,7 @@ class ScoringTrainer(AxolotlTrainer):
         self, model: Any, dataset: Any, indices: list[int], keep_adapter: bool
     ) -> list[tuple[int, torch.Tensor]]:
         """Log-probabilities `[2, 2]` of rows, each rank taking as many batches, which sharded weights need."""
-        inner = self.accelerator.unwrap_model(model)
+        inner = self._plain(model)
         adapter_off = inner.disable_adapter if hasattr(inner, "peft_config") and not keep_adapter else nullcontext
         lengths = dataset.select_columns("length")[indices]["length"]
         batches = pack(lengths, self._reference_budget(lengths), multiple_of=self.accelerator.num_processes)

@@ -89,9 +89,21 @@ class _Shared:
             return self.plain(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("position_bias") is not None:
             raise ValueError("prompts are not shared under a position bias")
-        if attention_mask not in _PAIRS:  # once a batch, not in each layer: on another device it would have to wait
-            _PAIRS[attention_mask] = tuple(map(tuple, attention_mask.view(-1, 3).tolist()))
-        return self.of_pairs(self.plain, module, query, key, value, _PAIRS[attention_mask], **kwargs)
+        return self._of_pairs(module, query, key, value, attention_mask, **kwargs)
+
+    @torch.compiler.disable  # the lengths of each batch would be compiled into it
+    def _of_pairs(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pairs: torch.Tensor,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if pairs not in _PAIRS:  # once a batch, not in each layer: on another device it would have to wait
+            _PAIRS[pairs] = tuple(map(tuple, pairs.view(-1, 3).tolist()))
+        return self.of_pairs(self.plain, module, query, key, value, _PAIRS[pairs], **kwargs)
 
 
 _PAIRS: Any = WeakIdKeyDictionary()
