@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,19 @@ CHECKPOINTED = ("llama-8b",)
 SMOLLM2 = "SmolLM2-135M"
 
 
-def write_model(name: str, folder: Path, device: str) -> Path:
-    """The folder of a model: as named if `name` is one, else written below `folder`."""
-    if Path(name, "config.json").is_file():
-        return Path(name)
-    out = folder / name
-    if out.exists():
-        return out
+def write_model(name: str, out: Path, device: str) -> None:
+    """Write a model with its tokenizer.
+
+    Args:
+        name: `SMOLLM2` or one of `SHAPES`.
+        out: folder, which appears once it is complete.
+        device: where random weights are drawn, of 8 B parameters sooner on a GPU.
+    """
     if name == SMOLLM2:
         from axolotl_clo.quickstart import convert_smollm2
 
         convert_smollm2(out)
-        return out
+        return
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,8 +76,11 @@ def write_model(name: str, folder: Path, device: str) -> Path:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    partial = folder / f".{name}.partial"
+    partial = out.with_name(f".{out.name}.partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(out)
-    return out
+
+
+if __name__ == "__main__":  # a process of its own, which gives all memory back
+    write_model(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

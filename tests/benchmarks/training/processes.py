@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .models import write_model
 from .rows import write_rows
 from .runs import Run
 
@@ -63,7 +62,12 @@ def run_all(runs: list[Run], results: Results) -> None:
 
 
 def _run(run: Run, folder: Path) -> dict[str, Any]:
-    model = write_model(run.model, folder, run.device)
+    model = _model(run, folder)
+    if not model.exists():
+        module = "tests.benchmarks.training.models"
+        written = _python(run, module, run.model, str(model), run.device)
+        if written.returncode:
+            return {"error": f"no model: {_reason(written)}"}
     rows = _rows(run, model, folder)
     out = Path(tempfile.mkdtemp(dir=folder))
     try:
@@ -74,6 +78,11 @@ def _run(run: Run, folder: Path) -> dict[str, Any]:
         return _process(run, model, rows, out)
     finally:
         shutil.rmtree(out, ignore_errors=True)
+
+
+def _model(run: Run, folder: Path) -> Path:
+    """The folder that the run names, or where the model of that name is written."""
+    return Path(run.model) if Path(run.model, "config.json").is_file() else folder / run.model
 
 
 def _rows(run: Run, model: Path, folder: Path) -> Path:
@@ -93,20 +102,23 @@ def _process(run: Run, model: Path, rows: Path, folder: Path) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     paths = {"model": model, "rows": rows, "folder": folder, "result": result}
     given.write_text(json.dumps({"run": json.loads(run.key), **{name: str(path) for name, path in paths.items()}}))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.training.measure", str(given)],
-        env=_environment(run),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        errors="replace",
+    done = _python(run, "tests.benchmarks.training.measure", str(given))
+    return json.loads(result.read_text()) if result.exists() else {"error": _reason(done)}
+
+
+def _python(run: Run, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, env=_environment(run), cwd=ROOT, capture_output=True, text=True, errors="replace", check=False
     )
-    if result.exists():
-        return json.loads(result.read_text())  # type: ignore[no-any-return]
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process ended before it could say so itself."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return {"error": f"killed by {name}" + (", out of memory perhaps" if name == "SIGKILL" else "")}
-    return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
+        return f"killed by {name}" + (", out of memory perhaps" if name == "SIGKILL" else "")
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
 
 
 def _environment(run: Run) -> dict[str, str]:
