@@ -126,6 +126,8 @@ def _replace(file: Path, write: Any) -> None:
 
 def row_digests(rows: Iterable[dict[str, Any]]) -> list[str]:
     """For each tokenized row a digest of its four sequences."""
+    if hasattr(rows, "select_columns"):  # a dataset, whose other columns are long too
+        rows = rows.select_columns(["prompt_lengths", *SEQUENCES])
     return [
         hashlib.blake2b(
             json.dumps([row["prompt_lengths"], *(row[name] for name in SEQUENCES)]).encode(), digest_size=16

@@ -65,7 +65,7 @@ class CLOTrainer(LongRunTrainer):
         return super().train(*args, **kwargs)
 
     def _check_rows_fit(self, budget: int) -> None:
-        lengths = np.asarray(self.train_dataset["length"])
+        lengths = np.asarray(self.train_dataset["length"][:])
         if lengths.max() > budget:
             row = self.train_dataset[int(lengths.argmax())]["row"]
             raise ValueError(
@@ -89,7 +89,7 @@ class CLOTrainer(LongRunTrainer):
         if budget is None:
             return super()._get_train_sampler(train_dataset)
         ranks, accumulated = self.accelerator.num_processes, self.args.gradient_accumulation_steps
-        lengths = self.train_dataset["length"]
+        lengths = self.train_dataset["length"][:]
         sampler = TokenBatchSampler(
             lengths,
             budget,

@@ -58,6 +58,25 @@ def test_second_run_reads_the_cache(write_config: Write, tmp_path: Path, monkeyp
     assert logged(train(write_config()), "loss") == first
 
 
+def test_a_second_run_tokenizes_nothing(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl.common.datasets import load_datasets
+
+    from axolotl_clo.cross_lingual import CrossLingualStrategy
+
+    workers: list[int | None] = []
+    wrap_dataset = CrossLingualStrategy.wrap_dataset
+
+    def spy(self: Any, dataset: Any, process_count: int | None = None, **kwargs: Any) -> Any:
+        workers.append(process_count)
+        return wrap_dataset(self, dataset, None, **kwargs)
+
+    monkeypatch.setattr(CrossLingualStrategy, "wrap_dataset", spy)
+    for _ in range(2):
+        rows = load_datasets(cfg=load_config(write_config(dataset_num_proc=2))).train_dataset
+        assert len(rows) == 12
+    assert workers == [2]
+
+
 def test_another_base_model_gets_its_own_reference(write_config: Write, tmp_path: Path, tiny_llama: Path) -> None:
     train(write_config(), max_steps=1)
     other = tmp_path / "other"
