@@ -159,6 +159,11 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
     for option, in_the_way, instead in _IN_THE_WAY:
         if in_the_way(data.get(option)):
             raise ValueError(f"rl: clo cannot run with `{option}: {data[option]}`; {instead}")
+    if adapter_of_checkpointed_modules(data):
+        raise ValueError(
+            "fsdp_config.activation_checkpointing with an adapter saves it under names that nothing loads; remove that "
+            "line and set `gradient_checkpointing: true`"
+        )
     if data.get("remove_unused_columns"):
         raise ValueError(
             "rl: clo needs `remove_unused_columns: false` (the plugin sets it; delete the line): with true the "
@@ -189,6 +194,12 @@ def check_combinations(data: dict[str, Any], section: dict[str, Any]) -> None:
         kind = value_of(dataset, "type")
         if "clo" not in STRATEGIES.get(kind, ()):
             raise ValueError(f"rl: clo reads `{option}` with `type: axolotl_clo.cross_lingual`, got {kind!r}")
+
+
+def adapter_of_checkpointed_modules(data: dict[str, Any]) -> bool:
+    """Whether FSDP 2 wraps modules that hold an adapter, whose saved names then have the wrapper's in them."""
+    fsdp = data.get("fsdp_config") or {}
+    return bool(data.get("adapter") and value_of(fsdp, "activation_checkpointing"))
 
 
 def _check_scope(data: dict[str, Any], section: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def join_cpu_processes(cfg: Any) -> None:
     Raises:
         ValueError: there are several processes, no GPU, and nothing says that they are meant to run on the CPU.
     """
-    if not _several_without_gpu() or cfg.get("use_ray"):
+    if not _several_without_gpu():
         return
     asked = os.environ.get(_ASKED, "").lower() in ("1", "true", "yes")
     if not asked and "ACCELERATE_TORCH_DEVICE" not in os.environ:

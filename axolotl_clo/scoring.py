@@ -120,7 +120,7 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _scores_in_pieces(self, model: Any, example: Batch) -> bool:
         """Whether the output head is run on a part of the positions at a time."""
-        if getattr(self.accelerator.state.deepspeed_plugin, "zero_stage", 0) == 3:
+        if self._zero_stage == 3:
             # It gathers weights by hooks on modules and their gradients, which a gradient taken on the way would start.
             LOG.info("clo: logits of all response tokens are held at once under ZeRO-3")
             return False
@@ -149,14 +149,17 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         checkpoint_what_trains(self.model)
-        if not (self._is_sharded and self._precomputes):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        late = self._is_sharded and self._precomputes
         # Only a prepared engine can score, and preparing would load the checkpoint too: that comes after the reference.
-        model, _ = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._prepare_training_reference(model)
-        if resume_from_checkpoint is not None:
-            self._load_into_engine(resume_from_checkpoint)
-        dataloader = self.callback_handler.train_dataloader = self.get_train_dataloader()
+        checkpoint = None if late else resume_from_checkpoint
+        model, dataloader = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        engine = type(model).__name__ + (f", ZeRO-{self._zero_stage}" if self._zero_stage else "")
+        LOG.info("clo: %d processes train %s", self.accelerator.num_processes, engine)
+        if late:
+            self._prepare_training_reference(model)
+            if resume_from_checkpoint is not None:
+                self._load_into_engine(resume_from_checkpoint)
+            dataloader = self.callback_handler.train_dataloader = self.get_train_dataloader()
         return model, dataloader
 
     def _load_into_engine(self, checkpoint: Any) -> None:
@@ -172,6 +175,10 @@ class ScoringTrainer(AxolotlTrainer):
     @property
     def _precomputes(self) -> bool:
         return self.clo.needs_reference and self.clo.reference == "precompute"
+
+    @property
+    def _zero_stage(self) -> int:
+        return int(getattr(self.accelerator.state.deepspeed_plugin, "zero_stage", 0))
 
     @property
     def _is_sharded(self) -> bool:
@@ -308,6 +315,10 @@ class ScoringTrainer(AxolotlTrainer):
         scored: list[torch.Tensor] = []
         training = model.training
         model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            if adapter_off is not nullcontext and self._zero_stage == 3:
+                # DeepSpeed learns which weights a module reads from its first pass; later it must not read more.
+                self._score_batch(model, send_to_device(next(iter(loader)), self.args.device))
         with torch.no_grad(), adapter_off(), self.accelerator.autocast():
             for batch in tqdm(loader, desc="Reference log-probabilities", disable=not self.is_local_process_zero()):
                 scored.append(self._score_batch(model, send_to_device(batch, self.args.device)))

@@ -53,36 +53,47 @@ def make_tokenizer(special: list[str], eos: str | None, bos: str | None = None, 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, pad_token=pad)
 
 
-@pytest.fixture(scope="session")
-def chatml_tokenizer() -> Any:
+def make_chatml_tokenizer() -> Any:
     tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", pad="<|im_end|>")
     tokenizer.chat_template = CHATML
     return tokenizer
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer: Any) -> Path:
+def make_tiny_llama(folder: Path, tokenizer: Any = None, **sizes: int) -> Path:
     """A Llama of two layers with a ChatML tokenizer, saved as a user would have it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    tokenizer = tokenizer or make_chatml_tokenizer()
     torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(
-        vocab_size=len(chatml_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **{**shape, **sizes},
+        vocab_size=len(tokenizer),
         max_position_embeddings=1024,
-        eos_token_id=chatml_tokenizer.eos_token_id,
-        pad_token_id=chatml_tokenizer.pad_token_id,
-        bos_token_id=chatml_tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
         initializer_range=0.1,
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     LlamaForCausalLM(config).save_pretrained(folder)
-    chatml_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chatml_tokenizer() -> Any:
+    return make_chatml_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, chatml_tokenizer: Any) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", chatml_tokenizer)
 
 
 @pytest.fixture

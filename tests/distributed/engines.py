@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ ENGINES = {
         OFFLOAD, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights"
     ),
 }
+# Under FSDP an adapter cannot be saved from modules that recompute their activations.
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
 SCOPES: dict[str, dict[str, Any]] = {
     "attention": {},
@@ -83,18 +84,30 @@ class Case:
     engine: str
     scope: str
     processes: int = 2
-    options: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
         return "-".join((*self.engine.split(), *self.scope.replace(",", "").split(), str(self.processes)))
 
 
+# Few enough for every change; the rest is `make test-distributed`.
+EVERY = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+USUAL = [Case(engine, "attention") for engine in EVERY] + [Case(engine, "lora") for engine in ("ddp", "zero3", "fsdp2")]
+FURTHER = [
+    *(Case(engine, "attention", 4) for engine in EVERY),
+    *(Case(f"{engine}_offload", "attention") for engine in EVERY[1:]),
+    *(Case(engine, "lora") for engine in ("zero1", "zero2")),
+    *(Case(engine, "lora, reference by the adapter") for engine in ("ddp", "zero3", "fsdp2")),
+    *(Case(engine, "all") for engine in EVERY),
+    *(Case(engine, "attention, bf16") for engine in ("ddp", "zero2", "zero3", "fsdp2")),
+]
+
+
 def baseline(scope: str) -> Case:
     return Case("one process", scope, 1)
 
 
-def write_config(case: Case, base_model: Path, rows: Path, folder: Path) -> Path:
+def write_config(case: Case, base_model: Path, rows: Path, folder: Path, options: dict[str, Any]) -> Path:
     """The YAML of a case; rows are prepared and the reference is computed by each case anew."""
     # Four rows a step in all cases: processes × rows of a micro-batch × accumulation.
     micro, accumulated = {1: (2, 2), 2: (1, 2), 4: (1, 1)}[case.processes]
@@ -126,28 +139,33 @@ def write_config(case: Case, base_model: Path, rows: Path, folder: Path) -> Path
         "seed": 3,
         **ENGINES[case.engine].options,
         **SCOPES[case.scope],
-        **case.options,
+        **options,
     }
+    if config.get("adapter") and "fsdp_config" in config:
+        config["fsdp_config"] = {**config["fsdp_config"], "activation_checkpointing": False}
+        config["gradient_checkpointing"] = True
     file = folder / "config.yml"
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     return file
 
 
-def job(case: Case, base_model: Path, rows: Path, folder: Path) -> dict[str, Any]:
-    """What `run_cases.py` reads."""
-    own = folder / case.name
-    config = write_config(case, base_model, rows, own)
-    return {"config": str(config), "folder": str(own), "processes": case.processes}
+def run(cases: list[Case], base_model: Path, rows: Path, folder: Path, **options: Any) -> None:
+    """Run cases one after the other, in processes of their own; see `equality.Run` for what they leave behind.
 
-
-def run(cases: list[Case], base_model: Path, rows: Path, folder: Path) -> None:
-    """Run cases one after the other, in processes of their own; see `Run` for what they leave behind."""
+    Several processes of the engine "one process" are that many runs at once which know nothing of one another.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = folder / "jobs.json"
-    jobs.write_text(json.dumps([job(case, base_model, rows, folder) for case in cases]))
+    jobs = []
+    for case in cases:
+        own = folder / case.name
+        config = write_config(case, base_model, rows, own, options)
+        apart = case.engine == "one process"
+        jobs.append({"config": str(config), "folder": str(own), "processes": case.processes, "apart": apart})
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(jobs)]
+    command = [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(file)]
     with (folder / "run_cases.log").open("w") as log:
         subprocess.run(command, env=env, stdout=log, stderr=log, check=True)

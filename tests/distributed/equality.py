@@ -40,7 +40,7 @@ class Run:
 
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
-        (file,) = [f for f in (self.folder / "out").glob("*.safetensors") if f.name != "optimizer.safetensors"]
+        (file,) = [*(self.folder / "out").glob("*.safetensors"), *(self.folder / "apart0").glob("*.safetensors")]
         return load_file(file)
 
     @property
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def cache_files(self) -> list[str]:
-        return sorted(file.name for file in (self.folder / "prepared").glob("clo-*/reference/*.safetensors"))
+        return sorted(file.name for file in self.folder.glob("**/clo-*/reference/*.safetensors"))
 
 
 def differences(run: Run, one: Run) -> dict[str, float]:

@@ -24,6 +24,22 @@ import axolotl.train
 import torch
 from axolotl.loaders.model import ModelLoader  # noqa: F401
 from conftest import load_config
+from transformers import TrainerCallback
+
+from axolotl_clo.plugin import CLOPlugin
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.begun = time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.monotonic() - self.begun)
 
 
 def run_case(case: dict[str, Any], folder: Path) -> None:
@@ -62,14 +78,13 @@ def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> Non
     os.dup2(log, 1)
     os.dup2(log, 2)
     world = str(case["processes"])
-    if case["processes"] > 1:
+    if case["processes"] > 1 and not case["apart"]:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    os.environ |= case.get("env", {})
     faulthandler.register(signal.SIGUSR1)
     code = 1
     try:
-        result = train(case)
+        result = train(case, rank)
         (folder / f"rank{rank}.json").write_text(json.dumps(result))
         code = 0
     except BaseException:
@@ -80,7 +95,7 @@ def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> Non
         os._exit(code)
 
 
-def train(case: dict[str, Any]) -> dict[str, Any]:
+def train(case: dict[str, Any], rank: int) -> dict[str, Any]:
     """What `axolotl train` runs after the launcher; returns what the rank ran on and what it logged."""
     from axolotl.cli.args import TrainerCliArgs
 
@@ -93,8 +108,11 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(0)
     axolotl.train.train = train_and_keep
-    cfg = load_config(Path(case["config"]))
-    start, cpu = time.monotonic(), time.process_time()
+    own = Path(case["folder"]) / f"apart{rank}"
+    apart = {"output_dir": str(own), "dataset_prepared_path": str(own / "prepared")} if case["apart"] else {}
+    cfg = load_config(Path(case["config"]), **apart)
+    clock = Clock()
+    CLOPlugin.add_callbacks_post_trainer = lambda *_: [clock]
     axolotl.cli.train.do_train(cfg, TrainerCliArgs())
     trainer = seen["trainer"]
     state, parameters = trainer.accelerator.state, list(trainer.model.parameters())
@@ -109,8 +127,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
         "trainable": sum(p.requires_grad for p in parameters),
         "reference": rows["reference_log_probs"][:] if "reference_log_probs" in rows.column_names else [],
         "history": trainer.state.log_history,
-        "seconds": time.monotonic() - start,
-        "cpu_seconds": time.process_time() - cpu,
+        "step_seconds": clock.seconds,
     }
 
 

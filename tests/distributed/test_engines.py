@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import starter_rows, weights, write_rows
-from engines import ENGINES, HELD_OUT, ROWS, STEPS, Case, baseline, run
+from engines import ENGINES, FURTHER, HELD_OUT, ROWS, STEPS, USUAL, Case, baseline, run
 from equality import Run, differences
 from filelock import FileLock
 from peft import PeftModel
@@ -24,16 +24,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="CPU processes are for machines without a GPU"),
 ]
 
-EVERY = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-USUAL = [Case(engine, "attention") for engine in EVERY] + [Case(engine, "lora") for engine in ("ddp", "zero3", "fsdp2")]
-FURTHER = [
-    *(Case(engine, "attention", 4) for engine in EVERY),
-    *(Case(f"{engine}_offload", "attention") for engine in EVERY[1:]),
-    *(Case(engine, "lora") for engine in ("zero1", "zero2")),
-    *(Case(engine, "lora, reference by the adapter") for engine in ("ddp", "zero3", "fsdp2")),
-    *(Case(engine, "all") for engine in EVERY),
-    *(Case(engine, "attention, bf16") for engine in ("ddp", "zero2", "zero3", "fsdp2")),
-]
 # Margins are differences of sums over a response, hundreds of nats, of which float32 resolves 3e-5; bf16 has 8 bits.
 TOLERANCE = {"loss": 1e-5, "metrics": 2e-5, "gradient norm": 1e-5, "weights": 1e-5, "reference": 1e-4}
 TOLERANCE_BF16 = {"loss": 2e-2, "metrics": 2e-1, "gradient norm": 5e-2, "weights": 2e-2, "reference": 1.0}

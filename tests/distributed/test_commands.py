@@ -1,0 +1,108 @@
+"""The commands as typed: ZeRO-3 on two processes, two hosts, and Ray's workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, train, weights
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="CPU processes are for machines without a GPU"),
+]
+
+Write = Callable[..., Path]
+
+AXOLOTL = str(Path(sys.executable).parent / "axolotl")
+ON_CPU = ["--bf16", "false", "--attn-implementation", "sdpa"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def assert_only_attention_moved(before: Path, after: Path) -> None:
+    old, new = weights(before), weights(after)
+    assert {name for name in old if not torch.equal(old[name], new[name])} == {n for n in old if ".self_attn." in n}
+
+
+def test_zero3_on_two_processes_as_typed(tiny_llama: Path, tmp_path: Path) -> None:
+    """The dry run of the README, on the config that a user would rent GPUs for."""
+    command = [AXOLOTL, "train", "example_configs/clo_ko.yml", "--deepspeed", "example_configs/deepspeed/zero3.json"]
+    command += ["--base-model", str(tiny_llama), *ON_CPU, "--max-steps", "2"]
+    command += ["--output-dir", str(tmp_path / "out"), "--dataset-prepared-path", str(tmp_path / "prepared")]
+    command += ["--launcher", "torchrun", "--", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-3000:]
+    assert "clo: 2 processes train DeepSpeedEngine, ZeRO-3" in output
+    assert_only_attention_moved(tiny_llama, tmp_path / "out")
+
+
+@pytest.mark.parametrize("line", ["deepspeed", "fsdp_config", None])
+def test_processes_that_would_not_find_one_another_are_refused(
+    line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from axolotl_clo.cpu_processes import join_cpu_processes
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    with pytest.raises(ValueError, match="2 processes were started and no CUDA device is there"):
+        join_cpu_processes({line: "x"} if line else {})
+
+
+@pytest.mark.distributed
+def test_two_hosts_by_rendezvous(write_config: Write, tiny_llama: Path, tmp_path: Path) -> None:
+    """Two agents, as on two hosts, each with two processes, that meet at an address."""
+    config = write_config(deepspeed="example_configs/deepspeed/zero2.json", micro_batch_size=1)
+    port = free_port()
+    rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=clo"]
+    command = [AXOLOTL, "train", str(config), "--launcher", "torchrun", "--", "--nnodes=2", "--nproc_per_node=2"]
+    logs = [tmp_path / f"host{host}.log" for host in range(2)]
+    agents = []
+    for log in logs:
+        with log.open("w") as stream:
+            agents.append(
+                subprocess.Popen([*command, *rendezvous], cwd=ROOT, env=environment(), stdout=stream, stderr=stream)
+            )
+    codes = [agent.wait(timeout=900) for agent in agents]
+    output = "\n".join(log.read_text() for log in logs)
+    assert codes == [0, 0], output[-3000:]
+    assert "clo: 4 processes train DeepSpeedEngine, ZeRO-2" in output
+    assert_only_attention_moved(tiny_llama, tmp_path / "out")
+
+
+@pytest.mark.distributed
+def test_options_reach_rays_workers(write_config: Write, tmp_path: Path) -> None:
+    """Two workers of Axolotl's Ray launcher end where one process does, with options that are not the defaults."""
+    options = {"clo": {"target_lang": "de", "beta": 0.4, "nll_weight": 0.2, "layers": "1"}, "max_steps": 3}
+    train(write_config(**options, output_dir=str(tmp_path / "one")))
+    config = write_config("ray.yml", **options, micro_batch_size=2, output_dir=str(tmp_path / "two"))
+    script = Path(__file__).parent / "ray_on_cpu.py"
+    result = subprocess.run(
+        [sys.executable, str(script), str(config)],
+        env=environment(RAY_TRAIN_V2_ENABLED="1"),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-5000:]
+    assert "clo: 2 processes train DistributedDataParallel" in output
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-5, rtol=0)
