@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from axolotl_clo.schema import CLOConfig
 FOLDER = ROOT / "example_configs"
 CONFIGS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yml"))
 GPU_CONFIGS = [name for name in CONFIGS if name != "quickstart.yml"]
+DEEPSPEED_CONFIGS = sorted(str(file.relative_to(FOLDER)) for file in (FOLDER / "deepspeed").glob("*.json"))
 PAPER_CONFIGS = [name for name in CONFIGS if name.startswith("paper/")]
 
 LANGUAGES = ("zh", "de", "ko", "id", "sw", "yo")
@@ -50,6 +52,11 @@ OF_THE_METHOD = {
     *("base_model", "rl", "rl_beta", "orpo_alpha", "datasets", "output_dir"),
     *("micro_batch_size", "gradient_accumulation_steps", "learning_rate"),
 }
+# What the configs for several GPUs have that `clo_ko.yml` does not, or that it alone has.
+SHARDED = {
+    "clo_ko_zero3.yml": ("deepspeed",),
+    "clo_ko_fsdp2.yml": ("fsdp_version", "fsdp_config", "gradient_checkpointing"),
+}
 CAPABILITIES = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 
 
@@ -73,6 +80,7 @@ def named(name: str) -> tuple[str, str, list[str]]:
 
 def test_the_named_configs_are_there() -> None:
     names = {"quickstart.yml", "clo_ko_lora.yml", "clo_ko_qlora.yml", "clo_ko_sw.yml"}
+    names |= {"clo_ko_zero3.yml", "clo_ko_fsdp2.yml"}
     names |= {f"clo_{language}.yml" for language in LANGUAGES} | {f"{method}_ko.yml" for method in METHODS}
     grid = itertools.product(MODELS, LANGUAGES, PAPER_METHODS)
     names |= {f"paper/{model}/{language}/{method}.yml" for model, language, method in grid}
@@ -153,8 +161,9 @@ def test_gpu_configs_have_bf16_flash_attention_and_a_deepspeed_line(name: str) -
     assert f"`axolotl train example_configs/{name}`" in text
     assert options["bf16"] is True
     assert options["attn_implementation"] == "flash_attention_2"
-    assert "# deepspeed: deepspeed_configs/zero2.json" in text
-    assert yaml.safe_load(text.replace("# deepspeed:", "deepspeed:"))["deepspeed"]
+    if name not in SHARDED:
+        assert "# deepspeed: example_configs/deepspeed/zero2.json" in text
+        assert yaml.safe_load(text.replace("# deepspeed:", "deepspeed:"))["deepspeed"]
     assert "Put your own parallel rows here" in text
 
 
@@ -166,6 +175,29 @@ def test_taking_off_the_marks_widens_the_scope_and_draws_rows(name: str) -> None
     clo = CLOConfig(**yaml.safe_load(text)["clo"])
     assert clo.train_modules == "all"
     assert clo.max_examples == 3200
+
+
+@pytest.mark.parametrize("name", DEEPSPEED_CONFIGS)
+def test_deepspeed_config_is_what_its_name_says(name: str) -> None:
+    """What Axolotl's own options say is left to them (`auto`), and ZeRO-3 saves whole weights."""
+    config = json.loads(read_text(name))
+    zero = config["zero_optimization"]
+    stage, offload = int(Path(name).stem[4]), "offload" in name
+    assert zero["stage"] == stage
+    assert ("offload_optimizer" in zero) == offload
+    assert ("offload_param" in zero) == (offload and stage == 3)
+    assert bool(zero.get("stage3_gather_16bit_weights_on_model_save")) == (stage == 3)
+    for option in ("gradient_accumulation_steps", "gradient_clipping", "train_batch_size"):
+        assert config[option] == "auto"
+
+
+def test_configs_under_an_engine_differ_from_the_one_without_in_that_alone() -> None:
+    plain = read("clo_ko.yml")
+    for name, engine in SHARDED.items():
+        options = read(name)
+        changed = {key for key in options.keys() | plain.keys() if options.get(key) != plain.get(key)}
+        assert changed == {*engine, "output_dir"}
+    assert (FOLDER.parent / read("clo_ko_zero3.yml")["deepspeed"]).is_file()
 
 
 def train_two_steps(name: str, base_model: Path, folder: Path) -> Any:

@@ -13,10 +13,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from conftest import make_tiny_llama, starter_rows, write_rows
-from engines import ENGINES, FURTHER, ROWS, USUAL, Case, baseline, run
-from equality import Run, differences
-from scaling import print_scaling
+from conftest import make_tiny_llama, starter_rows, write_rows  # noqa: E402
+from engines import ENGINES, FURTHER, ROWS, USUAL, Case, baseline, run  # noqa: E402
+from equality import Run, differences  # noqa: E402
+from scaling import print_scaling  # noqa: E402
 
 
 def print_table(cases: list[Case], folder: Path) -> None:

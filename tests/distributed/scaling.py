@@ -1,4 +1,4 @@
-"""Weak scaling: each process has the same rows a step, so that a step as long as that of one process would be perfect."""
+"""Weak scaling: the rows of a step grow with the processes, so a step as long as that of one is perfect."""
 
 from __future__ import annotations
 

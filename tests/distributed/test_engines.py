@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import starter_rows, weights, write_rows
-from engines import ENGINES, FURTHER, HELD_OUT, ROWS, STEPS, USUAL, Case, baseline, run
+from engines import ENGINES, EVERY, FURTHER, HELD_OUT, ROWS, STEPS, USUAL, Case, baseline, run
 from equality import Run, differences
 from filelock import FileLock
 from peft import PeftModel
@@ -126,3 +126,28 @@ def test_ranks_had_different_numbers_of_tokens_and_gradients_were_clipped(runs: 
     one = runs.one_process(USUAL[0])
     assert max(one.logged("grad_norm")) > 0.5
     assert (ROWS - HELD_OUT) % 4 == 1
+
+
+@pytest.mark.distributed
+def test_a_resumed_run_ends_where_it_would_have(tiny_llama: Path, tmp_path: Path) -> None:
+    """Though the cache of the reference is gone, and the checkpoint holds trained weights."""
+    cases = [Case(engine, "attention") for engine in EVERY]
+    rows = write_rows(tmp_path / "rows.jsonl", starter_rows()[:ROWS])
+    saving = {"save_strategy": "steps", "save_steps": STEPS // 2, "auto_resume_from_checkpoints": True}
+    run(cases, tiny_llama, rows, tmp_path, **saving)
+    whole = {case: (Run(tmp_path / case.name).weights, Run(tmp_path / case.name).reference) for case in cases}
+    for case in cases:
+        folder = tmp_path / case.name
+        shutil.rmtree(folder / "out" / f"checkpoint-{STEPS}")
+        (folder / "out" / "model.safetensors").unlink()
+        for cache in folder.glob("**/reference/*.safetensors"):
+            cache.unlink()
+    run(cases, tiny_llama, rows, tmp_path, **saving)
+    for case in cases:
+        resumed = Run(tmp_path / case.name)
+        assert len(resumed.logged("loss")) == STEPS
+        assert len(resumed.ranks[0]["step_seconds"]) == STEPS // 2
+        weights_then, reference = whole[case]
+        assert torch.equal(resumed.reference, reference)
+        for name, value in weights_then.items():
+            torch.testing.assert_close(resumed.weights[name], value, atol=1e-5, rtol=0, msg=f"{case.name}: {name}")
