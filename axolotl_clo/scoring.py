@@ -211,13 +211,18 @@ class ScoringTrainer(AxolotlTrainer):
     def _with_evaluation_reference(self, dataset: Any) -> Any:
         cfg = self.axolotl_cfg
         record = ReferenceRecord.read(cfg.lora_model_dir if cfg.adapter else cfg.base_model)
-        if record is None or (cfg.adapter and record.lora_model_dir is None):
-            # Not trained by us, or trained as an adapter on weights that are still there under it.
-            self._reference_cache = self._open_cache(self._model_key(self.model))
-            return self._with_reference(dataset, self.model)
-        self._reference_cache = self._open_cache(record.key)
-        if all(digest in self._reference_cache.rows for digest in row_digests(dataset)):
+        if record is not None and cfg.adapter and record.lora_model_dir is None:
+            record = None  # trained as an adapter on weights that are still there under it
+        cache = self._reference_cache = self._open_cache(record.key if record else self._model_key(self.model))
+        if all(digest in cache.rows for digest in row_digests(dataset)):
             return self._with_reference(dataset, None)
+        if self._is_sharded:
+            raise ValueError(
+                f"the reference of these rows is not in {cache.file}, and outside training it is computed with whole "
+                "weights; evaluate once without `deepspeed` and `fsdp_config`, and it is kept there"
+            )
+        if record is None:
+            return self._with_reference(dataset, self.model)
         model = self._load_reference_model(record)
         return self._with_reference(dataset, model, keep_adapter=record.lora_model_dir is not None)
 

@@ -19,19 +19,26 @@ from equality import Run, differences  # noqa: E402
 from scaling import print_scaling  # noqa: E402
 
 
-def print_table(cases: list[Case], folder: Path) -> None:
-    """Run the cases and print a row for each."""
+def print_table(cases: list[Case], folder: Path) -> int:
+    """Run the cases and print a row for each; returns how many failed."""
     base = make_tiny_llama(folder / "tiny-llama")
     rows = write_rows(folder / "rows.jsonl", starter_rows()[:ROWS])
     baselines = dict.fromkeys(baseline(case.scope) for case in cases)
     run([*baselines, *cases], base, rows, folder)
+    failures = []
     print("| engine | shared by the ranks | scope | processes | loss | metrics | gradient norm | weights | reference |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     for case in cases:
-        engine = ENGINES[case.engine]
-        found = differences(Run(folder / case.name), Run(folder / baseline(case.scope).name))
-        figures = " | ".join(f"{value:.0e}" if value else "0" for value in found.values())
-        print(f"| {case.engine} | {engine.sharded} | {case.scope} | {case.processes} | {figures} |")
+        row = f"| {case.engine} | {ENGINES[case.engine].sharded} | {case.scope} | {case.processes} |"
+        try:
+            found = differences(Run(folder / case.name), Run(folder / baseline(case.scope).name))
+            print(row, " | ".join(f"{value:.0e}" if value else "0" for value in found.values()), "|")
+        except AssertionError as failure:
+            failures.append(failure)
+            print(row, "failed | | | | |")
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return len(failures)
 
 
 if __name__ == "__main__":
@@ -43,4 +50,4 @@ if __name__ == "__main__":
         if arguments.scaling:
             print_scaling(Path(temporary))
         else:
-            print_table(USUAL + FURTHER * arguments.all, Path(temporary))
+            sys.exit(print_table(USUAL + FURTHER * arguments.all, Path(temporary)))

@@ -124,6 +124,7 @@ def train(case: dict[str, Any], rank: int) -> dict[str, Any]:
         "wrapper": type(trainer.model_wrapped).__name__,
         "parameters": sorted({type(p).__name__ for p in parameters}),
         "partitioned": all(hasattr(p, "ds_id") for p in parameters),
+        "plain": [name for name, p in trainer.model.named_parameters() if type(p) is torch.nn.Parameter],
         "trainable": sum(p.requires_grad for p in parameters),
         "reference": rows["reference_log_probs"][:] if "reference_log_probs" in rows.column_names else [],
         "history": trainer.state.log_history,

@@ -81,7 +81,9 @@ def test_ran_on_what_it_says(case: Case, runs: Runs) -> None:
     for rank in ranks:
         assert (rank["distributed_type"], rank["processes"]) == (engine.distributed_type, case.processes)
         assert rank["wrapper"] == engine.wrapper.replace("Llama", "Peft" if "lora" in case.scope else "Llama")
-        assert rank["parameters"] == [engine.parameter]
+        assert engine.parameter in rank["parameters"]
+        # Axolotl's LoRA kernels leave the adapter gathered after an evaluation.
+        assert engine.parameter == "Parameter" or all(".lora_" in name for name in rank["plain"])
         assert rank["partitioned"] == engine.partitioned
 
 
