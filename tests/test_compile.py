@@ -51,9 +51,9 @@ def test_compiled_steps_are_the_same(
     try:
         options |= {"torch_compile": True, "torch_compile_backend": backend, "output_dir": str(tmp_path / "compiled")}
         compiled = train(write_config(**options))
-        # Axolotl runs what fails to compile as it is. With prompts shared, attention is meant to stay as it is.
-        assert all("shared" in reason for reason in counters["graph_break"])
-        assert share or counters["frames"]["ok"] == counters["frames"]["total"]
+        # Axolotl runs what fails to compile as it is; attention to shared prompts and pieces of logits are meant to.
+        meant = ("_of_pairs", "_scores_of_pieces") if share else ("_scores_of_pieces",)
+        assert all(any(name in reason for name in meant) for reason in counters["graph_break"]), counters["graph_break"]
     finally:
         torch._dynamo.reset()
     assert logged(compiled, "loss") == pytest.approx(logged(plain, "loss"), abs=1e-4)
