@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from math import ceil
-from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler
@@ -20,7 +19,7 @@ class TokenBatchSampler(BatchSampler):
     as it would have. The batches of a step hold nearly the same number of tokens.
     """
 
-    batch_size: Any = None
+    batch_size = None  # type: ignore[assignment]  # they differ
     drop_last = False
 
     def __init__(
