@@ -27,6 +27,7 @@ from axolotl_clo.cli_common import (
     stoppable,
     token_budget_option,
 )
+from axolotl_clo.redact import redact
 
 if TYPE_CHECKING:
     from axolotl_clo.translate import pipeline
@@ -49,8 +50,8 @@ def main() -> None:
 
     try:
         app()
-    except (ValueError, EngineError, OutputError) as error:
-        STDERR.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    except (ValueError, OSError, EngineError, OutputError) as error:
+        STDERR.print(f"[red]error:[/red] {escape(redact(str(error)))}", soft_wrap=True)
         sys.exit(1)
 
 

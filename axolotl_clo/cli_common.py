@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from axolotl_clo.redact import public_url, redact_options
 
 STDERR = Console(stderr=True)
 CTRL_C = 130  # 128 + SIGINT, as shells have it
@@ -60,13 +61,10 @@ def cost(tokens: int, price: float | None) -> str:
 
 
 def typed_command(base_url: str | None = None) -> str:
-    """What the user typed, without a user, password and query in the server's address."""
-    public = ""
-    if base_url:
-        parts = urlsplit(base_url)
-        public = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """What the user typed, without secrets, and without a query in the server's address."""
+    public = public_url(base_url) if base_url else ""
     typed = [argument.replace(base_url, public) if base_url else argument for argument in sys.argv[1:]]
-    return shlex.join(["axolotl-clo", *typed])
+    return redact_options(shlex.join(["axolotl-clo", *typed]))
 
 
 @contextmanager

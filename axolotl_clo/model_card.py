@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from axolotl_clo.datasets import STARTER, starter_folder
+from axolotl_clo.redact import redact, redact_options
 from axolotl_clo.schema import CLOConfig
 
 CITATION = """@inproceedings{lee-etal-2025-cross,
@@ -18,14 +20,19 @@ CITATION = """@inproceedings{lee-etal-2025-cross,
   url       = {https://arxiv.org/abs/2505.14297}
 }"""
 
+_YAML = re.compile(r"(?<=```yaml\n).*?(?=\n```)", re.DOTALL)
 _HEADING = "## Cross-Lingual Optimization"
 
 
 def add_clo_section(card: Path, clo: CLOConfig, cfg: Any) -> None:
-    """Append method, data, languages and citation to a model card that Axolotl has written; idempotent."""
+    """Append method, data, languages and citation to a model card that Axolotl has written; idempotent.
+
+    The card holds the whole config: keys, tokens and passwords in it are hidden.
+    """
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if _HEADING in text:
         return
+    text = _YAML.sub(lambda config: redact_options(config[0]), redact(text))
     paths = [str(d["path"]) for d in cfg.datasets or []]
     data = ", ".join(f"`{STARTER if p == str(starter_folder()) else p}`" for p in paths)
     rows = [
@@ -39,4 +46,4 @@ def add_clo_section(card: Path, clo: CLOConfig, cfg: Any) -> None:
     ]
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     section = f"{_HEADING}\n\n{table}\n\nTrained with the `axolotl-clo` plugin.\n\n```bibtex\n{CITATION}\n```\n"
-    card.write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
+    card.write_text(f"{text.rstrip()}\n\n{redact(section)}", encoding="utf-8")

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 
+from axolotl_clo.redact import public_url, redact_options
 from axolotl_clo.translate.engines import EngineOptions
 from axolotl_clo.translate.engines.languages import normalise
 from axolotl_clo.translate.publish import Publisher
@@ -204,7 +204,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and the one that goes on with it; all that shapes a translation."""
         options = {key: value for key, value in asdict(self.task.options).items() if key not in _SAME_RESULT}
-        options["base_url"] = _without_secrets(options["base_url"])
+        hide = {"base_url": public_url, "command": redact_options, "back_command": redact_options}
+        options |= {key: clean(options[key]) for key, clean in hide.items() if options[key]}
         source = self.source.describe()
         del source["revision"]  # the fingerprint is its commit, so that `--revision` goes on where the hub has moved on
         return {
@@ -276,12 +277,6 @@ def _parts(rows: Iterable[SourceRow], size: int) -> Iterator[Part]:
     while chunk := list(islice(left, size)):
         yield Part(number, chunk)
         number += 1
-
-
-def _without_secrets(url: str | None) -> str | None:
-    """An address without user, password and query."""
-    parts = urlsplit(url or "")
-    return url and urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _failed(table: pa.Table, targets: Sequence[str]) -> int:

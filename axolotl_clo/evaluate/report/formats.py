@@ -15,9 +15,10 @@ import yaml
 
 from axolotl_clo.evaluate.language import LANGUAGES, LanguageIdentifier, supported
 from axolotl_clo.evaluate.report.documents import per_document
-from axolotl_clo.evaluate.report.harness import document_key, hide_secret
+from axolotl_clo.evaluate.report.harness import document_key
 from axolotl_clo.evaluate.report.runs import Answer, Command, Curves, Judgement, Score, ScoreKey, Tally
 from axolotl_clo.evaluate.tasks import is_echo
+from axolotl_clo.redact import redact_options
 
 ANSWERS_FORMAT = "axolotl-clo answers 1"
 JUDGE_FORMAT = "axolotl-clo judge 1"
@@ -83,13 +84,7 @@ def read_config(file: Path) -> tuple[dict[str, Any], str, str | None] | None:
         return None
     if not isinstance(options, dict) or not {"base_model", "datasets"} <= options.keys():
         return None
-    shown = "\n".join(_hide_secret_line(line) for line in text.strip().splitlines())
-    return options, shown, version
-
-
-def _hide_secret_line(line: str) -> str:
-    name, colon, value = line.partition(":")
-    return f"{name}: {hide_secret(name, value.strip())}" if colon and value.strip() else line
+    return options, redact_options(text.strip()), version
 
 
 def method_and_rows(configs: Sequence[Mapping[str, Any]]) -> tuple[str | None, int | None]:
@@ -132,7 +127,9 @@ def stated_command(file: Path) -> tuple[list[Command], dict[str, str]]:
     data = load_json(file)
     command, versions = data.get("command"), data.get("versions") or {}
     words = shlex.join(command) if isinstance(command, list) else command
-    return [Command(str(words))] if words else [], {name: str(version) for name, version in versions.items()}
+    return [Command(redact_options(str(words)))] if words else [], {
+        name: str(version) for name, version in versions.items()
+    }
 
 
 def read_judgement(file: Path) -> Judgement:

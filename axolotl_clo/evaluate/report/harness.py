@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from axolotl_clo.evaluate.report.documents import per_document
 from axolotl_clo.evaluate.report.names import task_language
 from axolotl_clo.evaluate.report.runs import Answer, Command, Score, ScoreKey
+from axolotl_clo.redact import redact_options
 
 OLDEST = (0, 4, 11)
 _NEEDED = ("results", "configs", "n-shot", "higher_is_better", "config")
 _MANY_TASKS = 8  # of one dataset; from here on a group's score stands for theirs
-_SECRET = re.compile(r"key|token|secret|password|passwd|auth", re.IGNORECASE)
 
 
 class Results(NamedTuple):
@@ -229,7 +229,7 @@ def _command(data: Mapping[str, Any]) -> str:
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
-    stated = ",".join(f"{name}={hide_secret(name, value)}" for name, value in arguments.items())
+    stated = ",".join(f"{name}={value}" for name, value in arguments.items())
     words = ["lm_eval", "--model", str(config.get("model")), "--model_args", stated, "--tasks", ",".join(tasks)]
     shots = {int(data["n-shot"].get(task) or 0) for task in data["configs"]}
     if len(shots) == 1 and shots != {0}:
@@ -239,14 +239,7 @@ def _command(data: Mapping[str, Any]) -> str:
     for option in ("batch_size", "device", "limit", "gen_kwargs"):
         if config.get(option):
             words += [f"--{option}", str(config[option])]
-    return shlex.join(words)
-
-
-def hide_secret(name: str, value: Any) -> Any:
-    """The value of an option, unless its name is that of a secret."""
-    return (
-        "(hidden)" if value and isinstance(value, str) and _SECRET.search(name) and "tokenizer" not in name else value
-    )
+    return shlex.join(map(redact_options, words))
 
 
 def _versions(data: Mapping[str, Any]) -> dict[str, str]:

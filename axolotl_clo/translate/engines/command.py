@@ -16,7 +16,7 @@ import selectors
 import shlex
 import shutil
 import signal
-import subprocess
+import subprocess  # nosec B404 # no shell is used
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from axolotl_clo.redact import redact_options
 from axolotl_clo.translate.engines import EngineError, EngineOptions, Failure
 
 _CHUNK = 1 << 16  # bytes
@@ -41,7 +42,7 @@ class CommandEngine:
 
     Args:
         options: of which `command`, `back_command`, `batch_size` (lines per call, 500) and `timeout` (seconds per
-            call) count. The commands stand in `describe()` and so in the manifest: they must not hold a secret.
+            call) count. The commands stand in `describe()` and so in the manifest, less the secrets that can be told.
 
     Raises:
         ValueError: an option is missing or cannot be read.
@@ -63,11 +64,12 @@ class CommandEngine:
         self._pair: tuple[str, str] | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The commands as the user gave them."""
+        """The commands as the user gave them, without secrets."""
+        back = self._options.back_command
         return {
             "engine": "command",
-            "command": self._options.command,
-            "back_command": self._options.back_command,
+            "command": redact_options(self._options.command or ""),
+            "back_command": back and redact_options(back),
             "batch_size": self.batch,
         }
 
@@ -116,7 +118,7 @@ def _split(option: str, command: str) -> list[str]:
     try:
         argv = shlex.split(command)
     except ValueError as error:
-        raise ValueError(f"{option}: cannot be split into words: {error}; found {command!r}") from None
+        raise ValueError(f"{option}: cannot be split into words: {error}; found {redact_options(command)!r}") from None
     if not argv:
         raise ValueError(f"{option}: expected a command such as 'apertium eng-spa', found none")
     if (more := _ADDED.get(Path(argv[0]).name)) and more not in argv:
@@ -144,7 +146,7 @@ def _without_command(segment: str) -> str | Failure | None:
 
 def _run(option: str, argv: list[str], lines: Sequence[str], timeout: float) -> list[str]:
     """Run a command over lines, and see that it ended well and wrote as many."""
-    name = f"{option}: {shlex.join(argv)!r}"
+    name = redact_options(f"{option}: {shlex.join(argv)!r}")
     # A file cannot block or break as a pipe does where the command reads late, or not at all.
     with tempfile.TemporaryFile() as stdin:
         stdin.write("".join(f"{line}\n" for line in lines).encode())
@@ -152,7 +154,7 @@ def _run(option: str, argv: list[str], lines: Sequence[str], timeout: float) -> 
         stdin.seek(0)
         try:
             # A session of its own: all that the command starts can be ended with it, and none asks a terminal.
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # nosec B603 # no shell; the program is the user's --command
                 argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
             )
         except OSError as error:
@@ -162,7 +164,7 @@ def _run(option: str, argv: list[str], lines: Sequence[str], timeout: float) -> 
     finally:
         _end(process)
     said = err.decode(errors="replace").strip().splitlines()[-5:]
-    stderr = f"; the end of its stderr: {' | '.join(said)}" if said else "; its stderr is empty"
+    stderr = f"; the end of its stderr: {redact_options(' | '.join(said))}" if said else "; its stderr is empty"
     why = why or _failed(process.returncode)
     if why:
         raise EngineError(f"{name} {why}{stderr}")
@@ -189,7 +191,7 @@ def _read(process: subprocess.Popen[bytes], lines: int, limit: int, timeout: flo
     why = None
     with selectors.DefaultSelector() as selector:
         for pipe, buffer in ((process.stdout, out), (process.stderr, err)):
-            assert pipe is not None
+            assert pipe is not None  # nosec B101 # tells the type checker
             selector.register(pipe, selectors.EVENT_READ, buffer)
         while why is None:
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

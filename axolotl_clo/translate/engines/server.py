@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+import re
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from axolotl_clo.redact import HIDDEN, public_url, redact
 from axolotl_clo.translate.engines import EngineError, EngineOptions
 
 try:
@@ -15,6 +17,7 @@ except ImportError:
 
 _OPENAI = "https://api.openai.com/v1"
 _QUOTED = 300  # characters of what a server said
+_SHORTEST = 4  # characters of a secret; shorter ones are parts of other words
 
 
 class Server:
@@ -33,7 +36,11 @@ class Server:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._key = _key(options.api_key_env)
-        self.url, headers, query = _address(options.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
+        address = options.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
+        self.url, headers, query = _address(address)
+        password = unquote(urlsplit(address).netloc.rpartition("@")[0]).partition(":")[2]
+        sent = (password, headers.get("Authorization", "").removeprefix("Basic "), *query.values())
+        self._sent = [value for value in sent if len(value) >= _SHORTEST]
         self.client = openai.AsyncOpenAI(
             api_key=self._key or "none",  # the client wants one; a server without keys does not look at it
             base_url=self.url,
@@ -65,9 +72,11 @@ class Server:
         return f"{self.url}: {advice}{code}: {self.quote(said(error))}"
 
     def quote(self, text: object) -> str:
-        """What a server said, on one line, not too long, and without the key, which some repeat."""
+        """What a server said, on one line, not too long, and without the secrets it was sent, which some repeat."""
         line = " ".join(str(text).split())
-        line = line.replace(self._key, "[key]") if self._key else line
+        line = redact(line.replace(self._key, "[key]") if self._key else line)
+        for secret in self._sent:
+            line = line.replace(secret, HIDDEN)
         return line if len(line) <= _QUOTED else line[:_QUOTED] + "..."
 
 
@@ -92,17 +101,21 @@ def said(error: openai.APIError) -> object:
 
 def _key(variable: str) -> str:
     """The key; what cannot stand in a header is found here, as the HTTP client would show it."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", variable):  # most likely the key itself, so it is not repeated
+        raise ValueError(
+            "--api-key-env: the name of an environment variable such as OPENAI_API_KEY is accepted, not a key"
+        )
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ValueError(f"--api-key-env: the variable {variable} holds spaces or signs that no key can have")
     return key
 
 
-def _address(url: str) -> tuple[str, dict[str, str], dict[str, object]]:
+def _address(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
     """An address without secrets, as logs of the HTTP client show it, and the headers and query with them."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
-    address = urlunsplit((parts.scheme, host, parts.path, "", ""))
+    address = public_url(url)
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError(f"--base-url: expected an address such as http://localhost:8000/v1, found {address!r}")
     headers = {"Authorization": "Basic " + base64.b64encode(unquote(user).encode()).decode()} if user else {}
