@@ -194,7 +194,12 @@ class CLOConfig(_Section):
         ge=0,
         description="Held-out rows whose prompts the model answers in both languages at every evaluation (greedy, at "
         "most 64 tokens, all in one batch on every rank). The share in the right language is logged as "
-        "`clo/fidelity_source` and `clo/fidelity_target`, the answers go to console and trackers. 0: off.",
+        "`clo/fidelity_source` and `clo/fidelity_target`. 0: off.",
+    )
+    show_answers: bool = Field(
+        False,
+        description="Whether the prompts and answers of `eval_answers` are shown too: a table in the console, W&B and "
+        "TensorBoard. Off unless asked for, as held-out rows may be confidential and logs often leave the machine.",
     )
     check_language: Literal["warn", "drop", "off"] = Field(
         "warn",

@@ -225,7 +225,7 @@ class CLOTrainer(LongRunTrainer):
             return {}
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         answers = HeldOutPrompts(rows, self.clo, self.processing_class).ask(model, synced=self._is_sharded)
-        if self.is_world_process_zero():
+        if self.clo.show_answers and self.is_world_process_zero():
             show(answers, self.state.global_step)
             track(answers, self.state.global_step, self.callback_handler.callbacks)
         return fidelity(answers, self.clo)

@@ -28,15 +28,15 @@ def metrics(trainer: Any) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "eval_loss" in entry]
 
 
-def test_answers_are_logged_and_shown_at_every_evaluation_and_change_nothing_else(
-    write_config: Write, capsys: pytest.CaptureFixture[str]
+def test_answers_count_at_every_evaluation_are_shown_where_asked_for_and_change_nothing_else(
+    write_config: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with_answers = train(write_config(**EVALUATED))
-    shown = capsys.readouterr().out
+    with_answers = train(write_config(**EVALUATED, clo={"target_lang": "de", "show_answers": True}))
+    shown = capfd.readouterr().out
     without = train(write_config(**EVALUATED, clo={"target_lang": "de", "eval_answers": 0}))
     assert "Held-out prompts, step 1" in shown
     assert "Held-out prompts, step 2" in shown
-    assert "Held-out prompts" not in capsys.readouterr().out
+    assert "Held-out prompts" not in capfd.readouterr().out
     names = {"eval_clo/fidelity_source", "eval_clo/fidelity_target"}
     assert all(names <= set(entry) for entry in metrics(with_answers))
     assert not any("fidelity" in name for entry in metrics(without) for name in entry)

@@ -235,6 +235,7 @@ def test_defaults_are_the_method(write_config: Write) -> None:
         "rejected": "source",
         "sampling_temperature": 1.0,
         "eval_answers": 8,
+        "show_answers": False,
         "check_language": "warn",
     }
     assert cfg.remove_unused_columns is False
