@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -51,13 +52,16 @@ class ReferenceRecord:
         """The record in a model's folder, or None where there is none.
 
         Raises:
-            ValueError: the file is there but cannot be read as a record.
+            ValueError: the file is there but cannot be read as a record, or its key is none, such as a path.
         """
         file = Path(folder) / RECORD_FILE if folder else None
         if file is None or not file.is_file():
             return None
         try:
-            return cls(**json.loads(file.read_text()))
+            record = cls(**json.loads(file.read_text()))
+            if not re.fullmatch(r"[0-9a-f]{32}", record.key):  # it becomes the name of a file
+                raise TypeError(f"its key is {record.key[:80]!r}, not 32 hexadecimal digits")
+            return record
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{file} is not readable ({error}); it says which weights this model was trained from. Restore it from "
@@ -117,6 +121,7 @@ class ReferenceCache:
 def _replace(file: Path, write: Any) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # a link of that name would be followed
     try:
         write(temporary)
         temporary.replace(file)

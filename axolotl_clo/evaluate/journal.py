@@ -16,6 +16,8 @@ from typing import Any
 
 from axolotl_clo.translate.store import OutputError, Store, held, what_changed
 
+_HEAD = b'{"run": '
+
 
 class Journal:
     """The results of one run.
@@ -40,6 +42,8 @@ class Journal:
         """
         with self._writing():
             self.file.parent.mkdir(parents=True, exist_ok=True)
+        if self.partial.is_symlink():
+            raise OutputError(f"--out: {self.partial} is a link; remove it, or give another --out")
         with held(self.file.with_name(f".{self.file.name}.lock"), self.file):
             if self.file.is_dir() or (self.file.exists() and not self.about.exists() and not self.partial.exists()):
                 raise OutputError(f"--out: {self.file} is there and not of this command; give a name that is free")
@@ -66,6 +70,8 @@ class Journal:
         if not self.partial.is_file():
             return []
         content, good = self.partial.read_bytes(), 0
+        if not content.startswith(_HEAD) and not _HEAD.startswith(content):
+            raise OutputError(f"--out: {self.partial} is there and not of this command; move it, or give another --out")
         lines: list[dict[str, Any]] = []
         for line in content.splitlines(keepends=True):
             try:

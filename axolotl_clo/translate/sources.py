@@ -9,6 +9,7 @@ OpenAssistant, of which the English first turns are taken with their replies, be
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -186,13 +187,25 @@ def _local_files(path: Path, split: str) -> list[Path]:
             raise ValueError(f"{path}: no dataset in this folder ({error})") from error
         if split not in found:
             raise ValueError(f"--split: {split!r} is not in {path}, which has {', '.join(map(str, found))}")
-        return [Path(file) for file in found[split]]
+        return [_inside(path, str(file)) for file in found[split]]
     if path.suffix or path.is_absolute() or (path.name != str(path) and path.parts[0] in (".", "..")):
         if suffix_of(path) in SUFFIXES or not _looks_like_hub(path):
             raise ValueError(f"{path}: no such file (looked in {Path.cwd().name}/)")
     elif not _looks_like_hub(path):
         raise ValueError(f"{path}: no such file or folder, and a hub dataset is named OWNER/NAME")
     return []
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """A file that a folder's own card names, which may name any."""
+    if "://" in file or not _plain(Path(file)).is_relative_to(_plain(folder)):
+        raise ValueError(f"{folder}: its README.md names {file!r}, which is not in the folder; remove the line")
+    return Path(file)
+
+
+def _plain(path: Path) -> Path:
+    """Whole and without `..`; links stay, as the hub's cache is made of them."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _looks_like_hub(path: Path) -> bool:

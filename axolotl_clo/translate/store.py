@@ -77,6 +77,12 @@ class Store:
                 raise OutputError(
                     f"--out: {self.out} holds other files; an empty folder, or a name that is free, is accepted"
                 )
+            for place in (self.work, self.parts, self.work / "final", self.out / "data"):
+                if place.is_symlink():
+                    raise OutputError(
+                        f"--out: {place} is a link, so what is written would lie elsewhere; remove the link, or give "
+                        "another --out (which may be a link itself)"
+                    )
             self.parts.mkdir(parents=True, exist_ok=True)
         with held(self.work / "lock", self.out):
             for left in self.work.rglob("*.tmp"):  # of a run that was killed
@@ -130,6 +136,7 @@ class Store:
         temporary = _beside(file)
         with self._writing(temporary):
             file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # a link of that name would be followed
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 yield writer
             _place(temporary, file)
@@ -140,6 +147,7 @@ class Store:
         temporary = _beside(file)
         with self._writing(temporary):
             file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # a link of that name would be followed
             with temporary.open("w", encoding="utf-8", newline="\n") as stream:
                 yield stream
             _place(temporary, file)

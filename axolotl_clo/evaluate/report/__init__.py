@@ -56,6 +56,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         partial = folder / f".{name}.partial"
+        partial.unlink(missing_ok=True)  # a link of that name would be followed
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(folder / name)
     return analysis
