@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
+import subprocess  # nosec B404 # no shell is used
 import sys
 import time
 from importlib.util import find_spec
@@ -46,7 +46,8 @@ def smollm2_tokenizer() -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(_package(), gguf_file=_gguf().name)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(_package(), gguf_file=_gguf().name, **local)  # nosec B615 # a folder
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     return tokenizer
 
@@ -62,10 +63,10 @@ def convert_smollm2(out: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = smollm2_tokenizer()
-    options: dict[str, Any] = {"gguf_file": _gguf().name, "dtype": torch.float32}
+    options: dict[str, Any] = {"gguf_file": _gguf().name, "dtype": torch.float32, "trust_remote_code": False}
     if hasattr(transformers, "GgufConfig"):  # newer transformers keep GGUF weights packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(gguf_file=_gguf().name, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(_package(), **options)
+    model = AutoModelForCausalLM.from_pretrained(_package(), **options)  # nosec B615 # a folder
     end = tokenizer.eos_token_id
     model.config.eos_token_id = model.config.pad_token_id = end
     model.generation_config = GenerationConfig(
@@ -149,8 +150,8 @@ def run(title: str, done: Path, command: list[str], log: Path, caller: str = "qu
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     with log.open("w", encoding="utf-8") as sink:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
-        assert process.stdout is not None
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)  # nosec B603 # no shell; the program is this package's own
+        assert process.stdout is not None  # nosec B101 # tells the type checker
         _follow(process.stdout, sink)
         if process.wait():
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])

@@ -111,7 +111,7 @@ class ModelSource:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
+            tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
             if isinstance(tokenizer, T5Tokenizer):
                 # T5Tokenizer keeps neither the unknown token's id nor the byte fallback of MADLAD's tokenizer.json.
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.name, revision=self.revision)

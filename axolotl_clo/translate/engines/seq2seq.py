@@ -108,7 +108,7 @@ class Seq2SeqEngine:
 
         source = self.model_source
         try:
-            config = AutoConfig.from_pretrained(source.name, revision=source.revision)
+            config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"--model: the config of {source.name} cannot be read ({error})") from error
         return getattr(config, "max_position_embeddings", None)
@@ -244,7 +244,9 @@ def load_model(source: ModelSource, dtype: Any) -> Any:
     from transformers import AutoModelForSeq2SeqLM
 
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(source.name, revision=source.revision, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            source.name, revision=source.revision, dtype=dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"--model: {source.name} cannot be loaded as a translation model ({error})") from error
     untie_output(model)
