@@ -205,7 +205,7 @@ def _stages(method: str, rate: float, sft_rate: float | None, steps: int) -> lis
     """What trains after what: name, learning rate and optimizer steps of each."""
     if method != "sft_dpo":
         return [(method, rate, steps)]
-    assert sft_rate is not None, "SFT's learning rate is chosen first"
+    assert sft_rate is not None, "SFT's learning rate is chosen first"  # nosec B101 # tells the type checker
     return [("sft", sft_rate, steps // 2), ("dpo", rate, steps - steps // 2)]
 
 

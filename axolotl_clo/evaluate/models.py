@@ -162,7 +162,7 @@ class ServerModel:
         if options.adapter:
             raise ValueError("--adapter: load it in the server, and give its name there as --model")
         extra = {"chat_template_kwargs": dict(options.template_options)} if options.template_options else None
-        assert options.server is not None
+        assert options.server is not None  # nosec B101 # tells the type checker
         server = replace(options.server, model=options.model, max_new_tokens=options.max_new_tokens, seed=options.seed)
         self._completions = Completions(server, options.temperature, extra)
         self.about = {"base_url": self._completions.url, "client": self._completions.client}

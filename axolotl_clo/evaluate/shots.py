@@ -63,7 +63,7 @@ class Shots:
         """The examples that stand before a prompt, never itself."""
         if not self.k:
             return []
-        return random.Random(f"{self._seed} {prompt.id}").sample(self._others(prompt), self.k)
+        return random.Random(f"{self._seed} {prompt.id}").sample(self._others(prompt), self.k)  # nosec B311 # no secret: reproducible draws
 
     def _others(self, prompt: Prompt) -> list[Prompt]:
         text = prompt.text.strip()

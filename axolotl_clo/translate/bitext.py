@@ -105,7 +105,7 @@ class Bitext:
 
     def cut(self, random: np.random.Generator) -> Bitext:
         """The same rows with translations that break off."""
-        shares = random.uniform(*_KEPT, size=len(self.target.texts))
+        shares = random.uniform(*_KEPT, size=len(self.target.texts))  # nosec B311 # no secret: reproducible draws
         pieces = [text[: int(len(text) * share)] for text, share in zip(self.target.texts, shares, strict=True)]
         return replace(self, target=Side(pieces))
 

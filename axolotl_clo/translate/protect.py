@@ -118,7 +118,7 @@ class _Nesting:
             return
         if token[-1] == "[":
             self._open.append("[")
-        elif token == "]":
+        elif token == "]":  # nosec B105 # no password
             self._close("[")
         elif before and not before.isspace() and self._open[-1:] == [token]:
             self._open.pop()

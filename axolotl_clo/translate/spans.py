@@ -168,9 +168,9 @@ def unbroken(text: str, pairs: bool) -> list[tuple[int, int]]:
         token = match.group().lstrip("!")
         if not pairs or token[0] not in "[]*_~":
             continue
-        key = "[" if token == "]" else token
-        if key in opened and token != "[" and not text[start - 1].isspace():
+        key = "[" if token == "]" else token  # nosec B105 # no password
+        if key in opened and token != "[" and not text[start - 1].isspace():  # nosec B105 # no password
             ranges.append((opened.pop(key), end))
-        elif token != "]" and not text[end : end + 1].isspace():
+        elif token != "]" and not text[end : end + 1].isspace():  # nosec B105 # no password
             opened[key] = start
     return ranges

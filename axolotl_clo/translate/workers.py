@@ -171,7 +171,7 @@ def _live_with_parent() -> None:
 
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    assert parent is not None  # nosec B101 # tells the type checker
     wait_for([parent.sentinel])
     os._exit(1)
 

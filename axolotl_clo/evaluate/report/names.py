@@ -24,9 +24,9 @@ _METRICS = {
     "echoes": "echoes of the prompt",
     "characters": "characters of an answer",
     "kl": "KL from the base model, nats per token",
-    "line_pass_rate": "line-level pass rate",
-    "word_pass_rate": "word-level pass rate",
-    "language_confusion_pass_rate": "language confusion pass rate",
+    "line_pass_rate": "line-level pass rate",  # nosec B105 # no password
+    "word_pass_rate": "word-level pass rate",  # nosec B105 # no password
+    "language_confusion_pass_rate": "language confusion pass rate",  # nosec B105 # no password
     "skipped": "answers too short for the pass rates",
 }
 _OURS = re.compile(r"^(?:axolotl_)?clo_([a-z]{2,3})(?:_(.+))?$")

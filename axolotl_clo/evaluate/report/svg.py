@@ -182,7 +182,7 @@ def bar(value: float, interval: tuple[float, float] | None, domain: tuple[float,
         parts.append(f'<path class="whisker" d="M{low:.2f} 10H{high:.2f}M{low:.2f} 6V14M{high:.2f} 6V14"/>')
     inside = "".join(parts)
     # The table says the same in numbers.
-    return Markup(f'<svg class="bar" viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{inside}</svg>')
+    return Markup(f'<svg class="bar" viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{inside}</svg>')  # nosec B704 # numbers, and text escaped before
 
 
 def shares(parts: Sequence[tuple[float, str]]) -> Markup:
@@ -193,17 +193,17 @@ def shares(parts: Sequence[tuple[float, str]]) -> Markup:
         width = 100 * size / whole
         drawn += f'<rect class="{escape(name)}" x="{start:.2f}" y="2" width="{width:.2f}" height="16"/>'
         start += width
-    return Markup(f'<svg class="bar" viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>')
+    return Markup(f'<svg class="bar" viewBox="0 0 100 20" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>')  # nosec B704 # numbers, and text escaped before
 
 
 def swatch(style: int) -> Markup:
     """The marker of a run, for legends and tables."""
-    return Markup(f'<svg class="swatch" viewBox="-7 -7 14 14" aria-hidden="true">{_marker(0, 0, style)}</svg>')
+    return Markup(f'<svg class="swatch" viewBox="-7 -7 14 14" aria-hidden="true">{_marker(0, 0, style)}</svg>')  # nosec B704 # numbers, and text escaped before
 
 
 def _svg(size: tuple[int, int], parts: Sequence[str], description: str) -> Markup:
     head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(description)}">'
-    return Markup(head + "".join(parts) + "</svg>")
+    return Markup(head + "".join(parts) + "</svg>")  # nosec B704 # numbers, and text escaped before
 
 
 def _frame(
