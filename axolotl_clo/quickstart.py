@@ -46,8 +46,9 @@ def smollm2_tokenizer() -> Any:
     """
     from transformers import AutoTokenizer
 
-    local = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(_package(), gguf_file=_gguf().name, **local)  # nosec B615 # a folder
+    tokenizer = AutoTokenizer.from_pretrained(  # nosec B615 # a folder
+        _package(), gguf_file=_gguf().name, trust_remote_code=False
+    )
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     return tokenizer
 
@@ -63,10 +64,10 @@ def convert_smollm2(out: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = smollm2_tokenizer()
-    options: dict[str, Any] = {"gguf_file": _gguf().name, "dtype": torch.float32, "trust_remote_code": False}
+    options: dict[str, Any] = {"gguf_file": _gguf().name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # newer transformers keep GGUF weights packed unless told otherwise
         options["quantization_config"] = transformers.GgufConfig(gguf_file=_gguf().name, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(_package(), **options)  # nosec B615 # a folder
+    model = AutoModelForCausalLM.from_pretrained(_package(), trust_remote_code=False, **options)  # nosec B615 # a folder
     end = tokenizer.eos_token_id
     model.config.eos_token_id = model.config.pad_token_id = end
     model.generation_config = GenerationConfig(

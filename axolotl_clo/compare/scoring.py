@@ -116,10 +116,12 @@ def _load(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **local)  # nosec B615 # a folder
+    model = AutoModelForCausalLM.from_pretrained(  # nosec B615 # a folder
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # nosec B615 # a folder
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, **local)  # nosec B615 # a folder
+    return model.to(device).eval(), tokenizer
 
 
 def evaluate_tasks(model: Any, tokenizer: Any, tasks: list[str], batch_size: int) -> dict[str, Any]:
