@@ -105,12 +105,14 @@ def test_temperature_repeats_the_rarer_language(write_config: Write, mixed_file:
     assert (languages.count(0), languages.count(1)) == (8, 8)
 
 
+@pytest.mark.bad_input("data")
 def test_a_language_that_no_row_has_is_named(write_config: Write, mixed_file: Path) -> None:
     message = r"clo\.target_lang: no usable row holds sw; kept 12 of 24 .* dropped 12: missing \(prompt\.sw\), rows 1"
     with pytest.raises(ValueError, match=message):
         train(write_config(clo={"target_lang": ["de", "sw"]}, datasets=dataset(mixed_file)))
 
 
+@pytest.mark.bad_input("data")
 def test_more_examples_than_rows_is_an_error(write_config: Write) -> None:
     with pytest.raises(ValueError, match=r"clo\.max_examples: 13 rows are asked for, but 12 are usable"):
         train(write_config(clo={"target_lang": "de", "max_examples": 13}))

@@ -123,6 +123,7 @@ def test_wandb_gets_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ["7", "de", "en", "Wer?", "It was me."] in json.loads(table.read_text())["data"]
 
 
+@pytest.mark.bad_input("config")
 def test_a_negative_number_of_rows_is_refused(write_config: Write) -> None:
     with pytest.raises(ValueError, match="eval_answers"):
         load_config(write_config(clo={"target_lang": "de", "eval_answers": -1}))

@@ -120,11 +120,13 @@ def test_all_trains_everything_and_with_layers_whole_layers() -> None:
     }
 
 
+@pytest.mark.bad_input("config")
 def test_layers_out_of_range_name_what_is_accepted() -> None:
     with pytest.raises(ValueError, match=r"clo.layers: '2-3' reaches layer 3, .* 3 layers; accepted are 0 to 2"):
         attention_modules(build("llama"), "2-3")
 
 
+@pytest.mark.bad_input("config")
 def test_a_model_without_attention_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4)
@@ -174,6 +176,7 @@ def test_attention_and_feed_forward_in_lists_side_by_side() -> None:
     }
 
 
+@pytest.mark.bad_input("config")
 def test_experts_in_one_tensor_are_refused_for_lora() -> None:
     with pytest.raises(
         ValueError, match=r"layers.0.mlp.experts, .*outside linear layers.* `clo.train_modules: attention`"

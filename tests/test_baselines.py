@@ -142,6 +142,7 @@ def test_same_draw_as_clo_and_held_out_rows_stay_whole(
         assert pairs == expected_pairs(drawn)
 
 
+@pytest.mark.bad_input("data")
 def test_dropped_rows_are_the_ones_clo_drops(
     write_config: Write, tmp_path: Path, clo_log: pytest.LogCaptureFixture
 ) -> None:
@@ -218,11 +219,13 @@ def test_several_targets_give_the_source_sequence_once(write_config: Write, para
     assert len(judged) == len(set(judged)) == 12 * (1 + 2 + 2 * 2)
 
 
+@pytest.mark.bad_input("config")
 def test_rows_for_one_method_are_not_read_by_another(write_config: Write, parallel_file: Path) -> None:
     first = datasets(write_config(**options("sft_source", parallel_file))).train_dataset
     assert len(datasets(write_config(**options("sft", parallel_file))).train_dataset) == 2 * len(first)
 
 
+@pytest.mark.bad_input("data")
 def test_errors_in_rows_stop_a_preference_run(write_config: Write, tmp_path: Path) -> None:
     rows = starter_rows()[:3]
     for row in rows:

@@ -169,12 +169,14 @@ def test_warmup_is_a_share_of_the_steps_there_are(write_config: Write) -> None:
     assert abs(rates.index(max(rates)) - len(rates) / 2) <= 1
 
 
+@pytest.mark.bad_input("config")
 def test_a_row_above_the_budget_is_named(write_config: Write) -> None:
     most = longest(write_config)
     with pytest.raises(ValueError, match=rf"tokens_per_batch: {most - 1} is less than {most}, the tokens of row \d+"):
         train(write_config(**budgeted(tokens_per_batch=most - 1)))
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -163,6 +163,7 @@ def test_spread_is_the_sample_standard_deviation() -> None:
 # ---- bad input ----
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -186,6 +187,7 @@ def test_bad_options_are_named_with_what_is_accepted(
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.bad_input("long runs")
 def test_short_disk_is_said_before_anything_runs(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_short_disk_is_said_before_anything_runs(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

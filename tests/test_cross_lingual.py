@@ -166,6 +166,7 @@ def longest(tokenizer: Any, rows: list[dict]) -> list[int]:
     return [max(len(row[name]) for name in SEQUENCES) for row in made]
 
 
+@pytest.mark.bad_input("data")
 def test_too_long_rows_are_dropped_whole_and_counted(chatml_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows = starter_rows()[:6]
     limit = sorted(longest(chatml_tokenizer, rows))[3]
@@ -197,6 +198,7 @@ def test_truncation_cuts_a_response_alike_in_both_its_roles(chatml_tokenizer: An
     assert cut == 3
 
 
+@pytest.mark.bad_input("data")
 def test_raise_names_row_and_limit(chatml_tokenizer: Any) -> None:
     with pytest.raises(
         ValueError, match=r"row 1, column response\.\w+: a sequence of \d+ tokens is longer than sequence_len 30"
@@ -206,6 +208,7 @@ def test_raise_names_row_and_limit(chatml_tokenizer: Any) -> None:
         )
 
 
+@pytest.mark.bad_input("data")
 def test_all_rows_too_long(chatml_tokenizer: Any) -> None:
     with pytest.raises(
         ValueError,
@@ -214,6 +217,7 @@ def test_all_rows_too_long(chatml_tokenizer: Any) -> None:
         strategy(chatml_tokenizer, sequence_len=20).wrap_dataset(Dataset.from_list(starter_rows()[:2]))
 
 
+@pytest.mark.bad_input("data")
 def test_prompt_that_leaves_no_room_is_dropped_when_truncating(chatml_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"dropped 1: prompt fills sequence_len"):
         strategy(chatml_tokenizer, sequence_len=8, excess_length_strategy="truncate").wrap_dataset(
@@ -230,6 +234,7 @@ def changed(side: str, lang: str, value: Any, position: int = 1) -> list[dict[st
     return rows
 
 
+@pytest.mark.bad_input("data")
 @pytest.mark.parametrize(
     ("side", "lang", "value", "reason"),
     [
@@ -248,6 +253,7 @@ def test_unusable_rows_are_counted_by_reason(
     assert re.search(reason, caplog.text)
 
 
+@pytest.mark.bad_input("data")
 def test_same_text_in_both_languages_is_dropped(chatml_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows = changed("response", "ko", starter_rows()[1]["response"]["en"])
     with caplog.at_level(logging.INFO, logger="axolotl_clo"):
@@ -255,6 +261,7 @@ def test_same_text_in_both_languages_is_dropped(chatml_tokenizer: Any, caplog: p
     assert "dropped 1: same response in both languages (response.ko), row 2" in caplog.text
 
 
+@pytest.mark.bad_input("data")
 def test_response_in_the_other_language(chatml_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows = changed("response", "ko", starter_rows()[7]["response"]["en"])
     with caplog.at_level(logging.INFO, logger="axolotl_clo"):
@@ -265,18 +272,21 @@ def test_response_in_the_other_language(chatml_tokenizer: Any, caplog: pytest.Lo
     assert "dropped 1: response in the other language (response.ko), row 2" in caplog.text
 
 
+@pytest.mark.bad_input("data")
 def test_numbers_instead_of_text(chatml_tokenizer: Any) -> None:
     rows = [{"prompt": {"en": "a", "ko": "b"}, "response": {"en": "c", "ko": 4}}]
     with pytest.raises(ValueError, match=r"row 1, column response\.ko: accepted is text, got int 4"):
         strategy(chatml_tokenizer).wrap_dataset(Dataset.from_list(rows))
 
 
+@pytest.mark.bad_input("data")
 def test_missing_column_lists_those_there(chatml_tokenizer: Any) -> None:
     dataset = Dataset.from_list([{"instruction": {"en": "a"}, "response": {"en": "b"}}])
     with pytest.raises(ValueError, match=r"no column 'prompt' in the dataset; its columns are instruction, response"):
         strategy(chatml_tokenizer).wrap_dataset(dataset)
 
 
+@pytest.mark.bad_input("data")
 def test_missing_flat_column_names_the_option(chatml_tokenizer: Any) -> None:
     fields = {"source_prompt": "q", "source_response": "a", "target_prompt": "q2", "target_response": "a2"}
     with pytest.raises(
@@ -285,16 +295,19 @@ def test_missing_flat_column_names_the_option(chatml_tokenizer: Any) -> None:
         strategy(chatml_tokenizer, fields=fields).wrap_dataset(Dataset.from_list([{"q": "a", "a": "b", "q2": "c"}]))
 
 
+@pytest.mark.bad_input("data")
 def test_wrong_language_code_suggests_the_near_one(chatml_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"clo\.target_lang: 'kor' is not in column 'prompt'; .*did you mean 'ko'\?"):
         strategy(chatml_tokenizer, target_lang="kor").wrap_dataset(Dataset.from_list(starter_rows()[:2]))
 
 
+@pytest.mark.bad_input("data")
 def test_empty_dataset(chatml_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="the dataset has no rows"):
         strategy(chatml_tokenizer).wrap_dataset(Dataset.from_list(starter_rows()[:1]).select([]))
 
 
+@pytest.mark.bad_input("data")
 def test_failing_template_names_row_and_roles(chatml_tokenizer: Any) -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(
@@ -304,12 +317,14 @@ def test_failing_template_names_row_and_roles(chatml_tokenizer: Any) -> None:
         strategy(chatml_tokenizer, template).wrap_dataset(Dataset.from_list(starter_rows()[:1]))
 
 
+@pytest.mark.bad_input("data")
 def test_template_whose_prompt_is_no_prefix(chatml_tokenizer: Any) -> None:
     template = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
     with pytest.raises(ValueError, match="does not begin with the rendered prompt"):
         strategy(chatml_tokenizer, template).wrap_dataset(Dataset.from_list(starter_rows()[:1]))
 
 
+@pytest.mark.bad_input("data")
 def test_conversation_that_ends_with_the_user(chatml_tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "Hello there"}]
     with pytest.raises(
@@ -318,6 +333,7 @@ def test_conversation_that_ends_with_the_user(chatml_tokenizer: Any) -> None:
         strategy(chatml_tokenizer).wrap_dataset(Dataset.from_list([{"messages": {"en": turns, "ko": turns}}]))
 
 
+@pytest.mark.bad_input("data")
 def test_turns_without_role_and_content(chatml_tokenizer: Any) -> None:
     turns = [{"from": "human", "value": "Hello"}]
     with pytest.raises(ValueError, match="accepted is a list of turns with `role` and `content`"):
@@ -331,6 +347,7 @@ class Cfg(dict):
     __getattr__ = dict.get
 
 
+@pytest.mark.bad_input("data")
 def test_tokenizer_without_end_token_is_refused() -> None:
     tokenizer = make_tokenizer(["<s>"], eos=None)
     cfg = Cfg(clo={"target_lang": "ko"}, sequence_len=64)
@@ -338,6 +355,7 @@ def test_tokenizer_without_end_token_is_refused() -> None:
         load(tokenizer, cfg, {})
 
 
+@pytest.mark.bad_input("data")
 def test_strategy_without_languages_is_refused(chatml_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="needs a `clo:` section with `target_lang`"):
         load(chatml_tokenizer, Cfg(clo=None), {})

@@ -41,6 +41,7 @@ def test_a_row_comes_with_all_its_languages() -> None:
         assert Counter(ROWS[drawn])[row] == Counter(ROWS)[row]
 
 
+@pytest.mark.bad_input("data")
 def test_more_than_there_is_names_what_is_accepted() -> None:
     with pytest.raises(ValueError, match=r"clo\.max_examples: 29 rows are asked for, but 28 are usable; .* 1 to 28"):
         draw(max_examples=29)

@@ -294,6 +294,7 @@ def test_a_user_s_own_prompts_take_the_place_of_the_starter_rows(tmp_path: Path)
     assert asked_of_file(tmp_path / "mine.jsonl", content, "axolotl_clo_ko_preference")[:1] == prompts("ko")[:1]
 
 
+@pytest.mark.bad_input("tasks")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -430,6 +431,7 @@ def test_few_shot_examples_are_not_taken_from_the_test_documents(manager: TaskMa
 # Where they come from
 
 
+@pytest.mark.bad_input("tasks")
 def test_a_missing_language_is_named() -> None:
     with pytest.raises(ValueError, match=r"starter row 'facts-17' has no prompt and response in 'xh'; it has en, zh"):
         tasks.documents("xh")

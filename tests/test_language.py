@@ -76,6 +76,7 @@ def test_a_code_given_twice_counts_once() -> None:
     assert LanguageIdentifier(["de", "en", "de"]).languages == ("de", "en")
 
 
+@pytest.mark.bad_input("data")
 @pytest.mark.parametrize("code", ["xx", "EN", "eng", "zxx", ""])
 def test_an_unsupported_code_is_named_with_what_is_accepted(code: str) -> None:
     assert not supported(code)
@@ -83,6 +84,7 @@ def test_an_unsupported_code_is_named_with_what_is_accepted(code: str) -> None:
         LanguageIdentifier(["en", code])
 
 
+@pytest.mark.bad_input("data")
 def test_an_empty_set_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one ISO 639-1 code"):
         LanguageIdentifier([])

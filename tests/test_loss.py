@@ -286,12 +286,14 @@ def test_reference_free_losses_look_at_no_reference(preference_loss: str) -> Non
     assert torch.equal(with_reference.preference, without.preference)
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize("preference_loss", sorted({*PREFERENCE_LOSSES} - {*REFERENCE_FREE}))
 def test_a_missing_reference_is_named(preference_loss: str) -> None:
     with pytest.raises(ValueError, match=f"{preference_loss}.*reference"):
         clo_terms(random_log_probs()._replace(reference=None), beta=0.1, preference_loss=preference_loss)
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -63,6 +63,7 @@ def test_spellings_of_the_plugins_name(plugins: list[str], write_config: Write) 
     assert type(trainer).__name__ == "CLOTrainer"
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.skipif(AXOLOTL >= (0, 20), reason="Axolotl 0.20 finds the plugin without a `plugins:` line")
 def test_without_plugins_line_axolotl_019_refuses_rl_clo(write_config: Write) -> None:
     with pytest.raises(ValueError, match="rl"):

@@ -34,6 +34,7 @@ def test_converted_model_ends_its_turn(smollm2: Path) -> None:
     assert "Paris" in tokenizer.decode(out)
 
 
+@pytest.mark.bad_input("long runs")
 def test_conversion_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
@@ -71,6 +72,7 @@ def test_scores_are_read_as_the_harness_writes_them(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.bad_input("long runs")
 def test_finished_steps_are_skipped_and_failed_ones_say_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "done").touch()
     assert quickstart.run("train", tmp_path / "done", ["false"], tmp_path / "log") == 0
@@ -79,6 +81,7 @@ def test_finished_steps_are_skipped_and_failed_ones_say_why(tmp_path: Path, caps
         quickstart.run("train", tmp_path / "missing", ["sh", "-c", "echo no such thing; exit 3"], tmp_path / "log")
 
 
+@pytest.mark.bad_input("long runs")
 def test_short_disk_and_memory_are_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"quickstart: .* GB free; 1000000000 GB are needed"):
         quickstart.check_machine(tmp_path, disk_gb=1e9, memory_gb=0)
@@ -86,6 +89,7 @@ def test_short_disk_and_memory_are_said(tmp_path: Path) -> None:
         quickstart.check_machine(tmp_path, disk_gb=0, memory_gb=1e9)
 
 
+@pytest.mark.bad_input("config")
 def test_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no config .*nowhere\.yml; run it in the root of the repository"):
         quickstart.main(["--config", str(tmp_path / "nowhere.yml")])

@@ -118,6 +118,7 @@ def test_unreadable_cache_is_said_and_computed_again(
     assert file.read_bytes() == whole
 
 
+@pytest.mark.bad_input("long runs")
 def test_cache_that_may_not_be_opened_is_named(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path, "key")
     cache.file.mkdir()  # as root every file is readable, a folder is not
@@ -125,6 +126,7 @@ def test_cache_that_may_not_be_opened_is_named(tmp_path: Path) -> None:
         cache.load()
 
 
+@pytest.mark.bad_input("long runs")
 def test_interrupted_write_leaves_the_old_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import axolotl_clo.reference as reference
 
@@ -145,6 +147,7 @@ def test_interrupted_write_leaves_the_old_cache(tmp_path: Path, monkeypatch: pyt
     assert [f.name for f in tmp_path.iterdir()] == ["key.safetensors"]
 
 
+@pytest.mark.bad_input("long runs")
 def test_unreadable_record_is_named(tmp_path: Path) -> None:
     (tmp_path / RECORD_FILE).write_text('{"key": "a"')
     with pytest.raises(ValueError, match=r"clo_reference\.json is not readable"):
@@ -218,6 +221,7 @@ def test_a_run_that_starts_from_an_adapter_compares_with_that_adapter(write_conf
     assert abs(after["eval_clo/margin_target"]) > 1e-3
 
 
+@pytest.mark.bad_input("long runs")
 def test_evaluating_says_when_the_base_is_gone_or_changed(
     write_config: Write, tmp_path: Path, tiny_llama: Path
 ) -> None:

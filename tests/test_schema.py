@@ -187,18 +187,21 @@ def message_of(write_config: Write, **options: Any) -> str:
     return str(raised.value)
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize("case", BAD_SECTIONS)
 def test_bad_section_is_refused(case: str, write_config: Write) -> None:
     section, expected = BAD_SECTIONS[case]
     assert re.search(expected, message_of(write_config, clo={"target_lang": "de", **section}), re.DOTALL)
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_impossible_combination_is_refused(case: str, write_config: Write) -> None:
     options, expected = BAD_CONFIGS[case]
     assert re.search(expected, message_of(write_config, **options))
 
 
+@pytest.mark.bad_input("data")
 def test_broken_json_line_is_named(write_config: Write, parallel_file: Path) -> None:
     lines = parallel_file.read_text(encoding="utf-8").splitlines()
     lines[4] = lines[4][:-20]

@@ -85,6 +85,7 @@ def test_auto_in_a_baseline_and_of_several_languages_the_one_known_least_decides
     assert f"({max(ratios, key=lambda lang: ratios[lang])} is above" in clo_log.text
 
 
+@pytest.mark.bad_input("distributed")
 def test_sharded_weights_are_refused(write_config: Write) -> None:
     from axolotl.utils.dict import DictDefault
 

@@ -169,6 +169,7 @@ def test_scopes_and_layers_train_what_they_name(write_config: Write, tmp_path: P
     assert changed == {n for n in before if n.startswith("model.layers.0.") and "norm" not in n}
 
 
+@pytest.mark.bad_input("config")
 def test_layers_outside_the_model_stop_before_weights_are_read(
     write_config: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

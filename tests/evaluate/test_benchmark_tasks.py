@@ -178,6 +178,7 @@ def test_all_of_the_real_kobest_is_asked_as_the_harness_asks_it(
 # What is computed
 
 
+@pytest.mark.bad_input("tasks")
 def test_the_rows_of_a_subject_are_found_under_either_name() -> None:
     rows = datasets.Dataset.from_dict(
         {"Subject": ["anatomy", "virology", "anatomy_test.csv_sw-KE.csv"], "n": [0, 1, 2]}
@@ -230,6 +231,7 @@ def test_the_offline_set_has_a_proficiency_of_its_own() -> None:
     assert (found.value, found.basis) == (0.5, "offline")
 
 
+@pytest.mark.bad_input("tasks")
 @pytest.mark.parametrize("results", [{}, {"results": []}, {"score": 1}])
 def test_what_are_no_results_of_the_harness_is_refused(results: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no results of lm-evaluation-harness: no table 'results'"):

@@ -198,6 +198,7 @@ def test_a_language_outside_the_default_set_joins_it() -> None:
     ]
 
 
+@pytest.mark.bad_input("tasks")
 @pytest.mark.parametrize("language", ["ja", "th"])
 def test_a_language_whose_words_cannot_be_counted_is_refused(language: str) -> None:
     with pytest.raises(ValueError, match=f"pass rates need words, and '{language}' is written without spaces"):

@@ -88,6 +88,7 @@ def test_a_checkpoints_own_sampling_is_left_aside(tiny_llama: Path, tmp_path: Pa
     assert replies(other, prompts)[0].answer == replies(model, prompts)[0].answer
 
 
+@pytest.mark.bad_input("evaluate")
 def test_a_prompt_that_does_not_fit_has_no_answer_and_the_others_have(model: LocalModel) -> None:
     prompts = [[{"role": "user", "content": text}] for text in ("Warum?", "sehr " * 2000)]
     found = replies(model, prompts)
@@ -142,6 +143,7 @@ def test_an_adapter_changes_the_answers(tiny_llama: Path, tmp_path: Path, model:
     assert found.answer != replies(model, prompts)[0].answer
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -219,6 +221,7 @@ def test_shots_are_in_the_language_of_the_prompt_from_the_training_rows() -> Non
     assert [s.id for s in shots.of(prompts[0])] == [s.id for s in shots.of(prompts[1])]  # one row, two languages
 
 
+@pytest.mark.bad_input("evaluate")
 def test_shots_in_a_language_without_any_say_where_to_get_them(tmp_path: Path) -> None:
     file = str(write_rows(tmp_path / "p.jsonl", [{"prompt": "Pourquoi ?", "language": "fr"}]))
     with pytest.raises(ValueError, match=r"--shots-from: .*not in 'fr' .--shots-from FILE takes others"):
@@ -243,6 +246,7 @@ def test_the_answer_is_what_stands_after_the_thinking(text: str, asked: str, ope
     assert final_answer(text, asked, opened) == answer
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(("text", "opened"), [("<think>Hm", False), ("Hm", True)])
 def test_thinking_without_end_is_no_answer(text: str, opened: bool) -> None:
     with pytest.raises(chat.Malformed, match="still thinking"):
@@ -252,6 +256,7 @@ def test_thinking_without_end_is_no_answer(text: str, opened: bool) -> None:
 # A server
 
 
+@pytest.mark.bad_input("evaluate")
 def test_a_server_is_asked_for_each_prompt_and_failures_are_kept_with_their_reason(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -312,6 +317,7 @@ def test_what_a_template_should_know_is_sent_along(serve: Serve, tmp_path: Path)
     assert KEY not in everything
 
 
+@pytest.mark.bad_input("evaluate")
 def test_an_error_keeps_what_is_finished_and_the_same_run_goes_on(serve: Serve, tmp_path: Path) -> None:
     broken = serve(lambda text, nth: error(401) if len(broken.bodies) > 3 else echo(text, nth))
     out = tmp_path / "a.jsonl"
@@ -345,6 +351,7 @@ def test_kill_9_costs_no_answer_and_doubles_none(serve: Serve, tmp_path: Path) -
     assert not partial.exists()
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -357,6 +364,7 @@ def test_what_a_server_cannot_do_is_named(serve: Serve, options: dict[str, Any],
         open_model(ModelOptions("m", server=EngineOptions(base_url=serve(echo).url), **options))
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize("given", ["[1]", "{", "nothing"])
 def test_template_options_that_are_no_object_are_named(tmp_path: Path, given: str) -> None:
     arguments = ["generate", "starter:de", "--model", "m", "--out", str(tmp_path / "a"), "--template-options", given]
@@ -367,6 +375,7 @@ def test_template_options_that_are_no_object_are_named(tmp_path: Path, given: st
 # Reading answers
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -66,6 +66,7 @@ def test_a_kill_while_finishing_is_made_up_for(tmp_path: Path) -> None:
         assert again.results() == RESULTS
 
 
+@pytest.mark.bad_input("long runs")
 @pytest.mark.parametrize("finish", [False, True])
 def test_another_run_is_refused_by_what_differs(tmp_path: Path, finish: bool) -> None:
     run = journal(tmp_path)
@@ -78,11 +79,13 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, finish: bool) ->
         _ = other.finished() if finish else other.results()
 
 
+@pytest.mark.bad_input("long runs")
 def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
     with journal(tmp_path).locked(), pytest.raises(OutputError, match="another process is writing"):
         journal(tmp_path).locked().__enter__()
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(OutputError, match="is there and not of this command"):
@@ -90,6 +93,7 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == "mine"
 
 
+@pytest.mark.bad_input("long runs")
 def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="--out: cannot write"):

@@ -137,6 +137,7 @@ def test_empty_and_equal_answers_are_decided_without_the_judge(serve: Serve, tmp
     assert about["languages"]["ko"]["n"] == 5
 
 
+@pytest.mark.bad_input("evaluate")
 def test_prose_is_asked_again_for_json_and_counted_where_it_stays_prose(serve: Serve, tmp_path: Path) -> None:
     def script(question: str, nth: int) -> Reply:
         if "stubborn" in question or verdicts.REMINDER not in question:
@@ -153,6 +154,7 @@ def test_prose_is_asked_again_for_json_and_counted_where_it_stays_prose(serve: S
     assert len(server.bodies) == 8
 
 
+@pytest.mark.bad_input("evaluate")
 def test_a_pair_that_the_judges_server_refuses_is_counted_and_the_others_are_judged(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_long_answers_are_cut_and_control_characters_replaced_for_the_judge_alon
 # What the two files must have in common
 
 
+@pytest.mark.bad_input("evaluate")
 def test_mismatched_prompts_are_refused_with_counts_unless_asked_for(serve: Serve, tmp_path: Path) -> None:
     server = serve(longest)
     with pytest.raises(ValueError, match=r"2 are in both, 1 only in .*a.jsonl \('p2' in 'ko'\)\. .*--common"):
@@ -195,6 +198,7 @@ def test_mismatched_prompts_are_refused_with_counts_unless_asked_for(serve: Serv
     assert about["unjudged"] == {"answered by the first model alone": 1}
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -211,6 +215,7 @@ def test_other_prompts_are_refused(tmp_path: Path, other: dict[str, str], messag
 # Going on
 
 
+@pytest.mark.bad_input("evaluate")
 def test_an_error_keeps_verdicts_and_the_same_run_goes_on(serve: Serve, tmp_path: Path) -> None:
     a, b = answers(tmp_path / "a.jsonl", KO[:5]), answers(tmp_path / "b.jsonl", EN[:5])
     broken = serve(lambda q, nth: error(401) if len(broken.bodies) > 4 else longest(q, nth))
@@ -351,6 +356,7 @@ def test_json_is_all_there_is_on_stdout_and_the_key_is_nowhere(serve: Serve, tmp
     assert KEY not in result.output + "".join(file.read_text() for file in files)
 
 
+@pytest.mark.bad_input("evaluate")
 def test_a_judge_whose_reply_repeats_the_key_does_not_get_it_into_the_files(serve: Serve, tmp_path: Path) -> None:
     judged(tmp_path, serve(lambda q, nth: completion(f"wrong key {KEY}")), ["aa"], ["a"])
     assert KEY not in "".join(file.read_text() for file in (tmp_path / "out").iterdir())
@@ -379,6 +385,7 @@ def test_the_estimate_is_about_what_is_used(serve: Serve, tmp_path: Path) -> Non
     assert found.tokens == pytest.approx(sent / 4 + 80 * found.requests, rel=0.01)
 
 
+@pytest.mark.bad_input("evaluate")
 def test_no_server_says_what_to_do(tmp_path: Path) -> None:
     a, b = answers(tmp_path / "a.jsonl", ["aa"]), answers(tmp_path / "b.jsonl", ["a"])
     options = EngineOptions(model="m", base_url="http://127.0.0.1:1/v1", retries=0)

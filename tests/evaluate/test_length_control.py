@@ -79,6 +79,7 @@ def test_prompts_of_one_group_are_drawn_together() -> None:
     assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.15)
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     "arguments", [([1.0], [1.0, 2.0]), ([], []), ([1.0], [1.0], ["en", "ko"]), ([1.0], [1.0], ["en"], ["a", "b"])]
 )

@@ -84,6 +84,7 @@ def test_the_digest_changes_with_what_is_asked(tmp_path: Path) -> None:
     assert first != read_prompts(str(write_rows(tmp_path / "p.jsonl", ROWS[::-1]))).digest()
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -110,6 +111,7 @@ def test_a_row_at_fault_is_named(tmp_path: Path, rows: list[dict[str, Any]], mes
         read_prompts(str(file))
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -118,6 +118,7 @@ ATTACKS = [
 ]
 
 
+@pytest.mark.bad_input("evaluate")
 def test_what_models_and_names_hold_is_text(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_starter_run(run, 10, 5, model=ATTACKS[1])
@@ -193,6 +194,7 @@ def test_runs_with_curves_alone_make_a_page(tmp_path: Path) -> None:
     assert "Last values as a table" in text
 
 
+@pytest.mark.bad_input("evaluate")
 def test_nothing_is_written_where_something_cannot_be_read(tmp_path: Path) -> None:
     write_starter_run(tmp_path / "run", 10, 5, version="0.4.1")
     with pytest.raises(ValueError, match=r"0\.4\.11 and later"):

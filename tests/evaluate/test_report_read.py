@@ -227,11 +227,13 @@ def test_seeds_of_a_comparison_are_one_run(tmp_path: Path) -> None:
 # ---- what cannot be read ----
 
 
+@pytest.mark.bad_input("evaluate")
 def test_no_runs_at_all() -> None:
     with pytest.raises(ValueError, match=r"no runs are given; give one or more folders with lm-eval results"):
         read_runs([])
 
 
+@pytest.mark.bad_input("evaluate")
 def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         read_runs([tmp_path / "nowhere"])
@@ -239,6 +241,7 @@ def test_a_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
         read_runs([tmp_path])
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("version", "message"),
     [
@@ -252,6 +255,7 @@ def test_results_of_another_harness(tmp_path: Path, version: str | None, message
         read_runs([tmp_path])
 
 
+@pytest.mark.bad_input("evaluate")
 def test_results_of_a_format_to_come(tmp_path: Path) -> None:
     file = write_starter_run(tmp_path, 10, 2, version="0.9.0")
     (run,) = read_runs([tmp_path])
@@ -263,6 +267,7 @@ def test_results_of_a_format_to_come(tmp_path: Path) -> None:
         read_runs([tmp_path])
 
 
+@pytest.mark.bad_input("evaluate")
 def test_files_cut_off_are_named(tmp_path: Path) -> None:
     file = write_starter_run(tmp_path / "a", 10, 2)
     file.write_text(file.read_text()[:100])
@@ -279,6 +284,7 @@ def test_files_cut_off_are_named(tmp_path: Path) -> None:
         read_runs([tmp_path / "c"])
 
 
+@pytest.mark.bad_input("evaluate")
 def test_answers_and_verdicts_of_another_format(tmp_path: Path) -> None:
     write_answers(tmp_path / "a" / "answers.jsonl", [("de", "Wer?", "Ich.")], form="axolotl-clo answers 7")
     with pytest.raises(ValueError, match="'axolotl-clo answers 1' is read: generate the answers again"):
@@ -289,6 +295,7 @@ def test_answers_and_verdicts_of_another_format(tmp_path: Path) -> None:
         read_runs([tmp_path / "b"])
 
 
+@pytest.mark.bad_input("evaluate")
 def test_names_fit_the_runs(tmp_path: Path) -> None:
     for name in ("x/run", "y/run"):
         write_starter_run(tmp_path / name, 10, 2)

@@ -135,6 +135,7 @@ def test_the_seed_decides() -> None:
     assert mean_interval(values, seed=1) == mean_interval(values, seed=1) != mean_interval(values, seed=2)
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

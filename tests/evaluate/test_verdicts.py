@@ -38,6 +38,7 @@ def test_a_tie_and_a_language_that_is_none() -> None:
     assert found == Verdict("tie", (None, None), "")
 
 
+@pytest.mark.bad_input("evaluate")
 @pytest.mark.parametrize(
     ("text", "finish", "message"),
     [
@@ -70,6 +71,7 @@ def test_the_question_names_the_language_and_shows_the_answers_in_order() -> Non
     assert "JSON object alone" in again[1]["content"]
 
 
+@pytest.mark.bad_input("evaluate")
 def test_answers_cannot_end_before_their_end_nor_upset_a_server() -> None:
     text, cut = verdicts.shown("a\x00b\x1b[31m\ud800 </answer_1>\n<PROMPT>\t<b>", 1000)
     assert text == "a\ufffdb\ufffd[31m\ufffd ‹/answer_1›\n‹PROMPT›\t<b>"

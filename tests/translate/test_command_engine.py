@@ -99,6 +99,7 @@ def test_the_last_newline_may_lack_and_lines_may_end_as_on_windows() -> None:
     assert run("printf 'A\\r\\nB\\r\\n'", ["a", "b"]) == ["A", "B"]
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize("segment", ["a\nb", "a\rb", "a\0b", "a\ud800b"])
 def test_a_segment_that_cannot_be_one_line_fails_alone(segment: str) -> None:
     first, second, third = run(UPPER, ["one", segment, "two"])
@@ -106,6 +107,7 @@ def test_a_segment_that_cannot_be_one_line_fails_alone(segment: str) -> None:
     assert isinstance(second, Failure)
 
 
+@pytest.mark.bad_input("translate")
 def test_an_empty_line_is_a_failure_of_that_segment() -> None:
     assert run("sed s/b//", ["a", "b", "c"]) == ["a", Failure("the command wrote an empty line"), "c"]
 
@@ -125,6 +127,7 @@ def test_the_reverse_direction_is_the_back_command() -> None:
     assert both.translate(["b"], "es", "en") == ["a"]
 
 
+@pytest.mark.bad_input("translate")
 def test_the_reverse_direction_needs_a_back_command() -> None:
     forward = engine(UPPER)
     forward.check("en", "es")
@@ -134,6 +137,7 @@ def test_the_reverse_direction_needs_a_back_command() -> None:
         forward.translate(["a"], "es", "en")
 
 
+@pytest.mark.bad_input("translate")
 def test_a_command_serves_one_pair() -> None:
     forward = engine(UPPER, back_command=UPPER)
     forward.check("en", "es")
@@ -141,6 +145,7 @@ def test_a_command_serves_one_pair() -> None:
         forward.check("en", "fr")
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -157,6 +162,7 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
         CommandEngine(EngineOptions(**options))
 
 
+@pytest.mark.bad_input("translate")
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     plain_file = tmp_path / "not-executable"
     plain_file.write_text("text")
@@ -166,6 +172,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         engine(UPPER, back_command=str(plain_file))
 
 
+@pytest.mark.bad_input("translate")
 def test_a_program_that_cannot_be_started_is_named(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text("#!/no/such/interpreter\n")
@@ -174,17 +181,20 @@ def test_a_program_that_cannot_be_started_is_named(tmp_path: Path) -> None:
         run(str(program), ["a"])
 
 
+@pytest.mark.bad_input("translate")
 def test_an_exit_code_is_an_error_even_with_all_lines(script: Script) -> None:
     command = script("for line in sys.stdin: print(line, end='')\nsys.exit('line one\\nno such mode')")
     with pytest.raises(EngineError, match=r"--command: .* ended with exit code 1; .*: line one \| no such mode$"):
         run(command, ["a", "b"])
 
 
+@pytest.mark.bad_input("translate")
 def test_death_by_signal_is_named(script: Script) -> None:
     with pytest.raises(EngineError, match=r"was ended by signal 11 \(Segmentation fault\); its stderr is empty"):
         run(script("os.kill(os.getpid(), signal.SIGSEGV)"), ["a"])
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     ("command", "wrote"), [("sed d", 0), ("sed 1d", 1), ("sed p", 4), ("printf one", 1), ("sed G", 4)]
 )
@@ -193,11 +203,13 @@ def test_a_wrong_number_of_lines_is_an_error(command: str, wrote: int) -> None:
         run(command, ["a", "b"])
 
 
+@pytest.mark.bad_input("translate")
 def test_output_that_is_not_utf8_is_an_error() -> None:
     with pytest.raises(EngineError, match="not UTF-8: invalid continuation byte at byte 2"):
         run("printf 'A\\n\\351B\\n'", ["a", "b"])
 
 
+@pytest.mark.bad_input("translate")
 def test_a_command_that_hangs_is_killed_though_it_ignores_sigterm(script: Script, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     command = script(
@@ -249,6 +261,7 @@ def test_a_big_batch_goes_through_a_command_that_answers_line_by_line() -> None:
     assert run("cat", segments) == segments
 
 
+@pytest.mark.bad_input("translate")
 def test_output_without_end_is_stopped_far_from_the_timeout() -> None:
     with pytest.raises(EngineError, match="wrote over 65556 bytes for 1 lines and was killed"):
         run("yes", ["a"], timeout=100_000.0)
@@ -326,6 +339,7 @@ def test_apertium_does_not_mix_lines_and_leaves_no_marks() -> None:
     assert "*" not in str(run("apertium eng-spa", ["The zorglub sleeps."])[0])
 
 
+@pytest.mark.bad_input("translate")
 @needs_apertium
 def test_apertium_names_a_direction_it_does_not_have() -> None:
     with pytest.raises(EngineError, match=r"ended with exit code 1; .*Mode eng-xyz does not exist"):

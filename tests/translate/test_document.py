@@ -345,6 +345,7 @@ def test_a_word_does_not_grow_onto_a_url() -> None:
 # --- failures ---
 
 
+@pytest.mark.bad_input("translate")
 def test_failures_leave_the_source() -> None:
     document = Document("One is. Two is.\nThree is.")
     document.accept(["Uno.", Failure("refused"), " \n "])
@@ -357,11 +358,13 @@ def test_line_breaks_in_a_translation_become_spaces() -> None:
     assert translate("One is.", lambda _: " Uno \r\n\n dos\u2028tres\n") == ("Uno  dos tres", [])
 
 
+@pytest.mark.bad_input("translate")
 def test_as_many_translations_as_segments() -> None:
     with pytest.raises(ValueError, match="1 translations for 2 segments"):
         Document("One. Two.").accept(["Uno."])
 
 
+@pytest.mark.bad_input("translate")
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="unit: accepted are 'sentence' and 'line', got 'word'"):
         Document("x", unit="word")  # type: ignore[arg-type]

@@ -54,6 +54,7 @@ def test_one_language_has_one_key(typed: str, key: str) -> None:
     assert normalise(typed) == key
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     "nonsense", ["", "english", "xx", "jp", "und", "mul", "zxx", "qqq", "2ko", "x-foo", "ko,de", "한국어", "root", "*"]
 )
@@ -63,6 +64,7 @@ def test_nonsense_is_refused_with_what_is_accepted(nonsense: str) -> None:
     assert repr(nonsense) in str(refused.value)
 
 
+@pytest.mark.bad_input("translate")
 @given(st.text(max_size=12))
 def test_any_text_has_a_key_that_stays_or_is_refused(text: str) -> None:
     try:
@@ -142,11 +144,13 @@ def test_of_several_codes_for_one_language_the_plain_one_is_taken() -> None:
     assert by_key(codes) == {"el": "el", "zh": "zh", "zh-Latn": "zh_Latn"}
 
 
+@pytest.mark.bad_input("translate")
 def test_a_language_the_model_lacks_is_named_with_those_it_has() -> None:
     with pytest.raises(ValueError, match="tiny does not know the language 'yo'; it knows de, ko, zh-Hant"):
         model_code("yo", ["ko", "zho_Hant", "deu_Latn"], "tiny")
 
 
+@pytest.mark.bad_input("translate")
 def test_one_script_is_not_taken_for_another() -> None:
     with pytest.raises(ValueError, match="does not know the language 'sr-Latn'"):
         model_code("sr-Latn", ["srp_Cyrl", "eng_Latn"], "tiny")

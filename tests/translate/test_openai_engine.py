@@ -104,6 +104,7 @@ def test_as_many_requests_at_a_time_as_allowed_and_never_more(serve: Serve, conn
     assert server.busiest == 3
 
 
+@pytest.mark.bad_input("translate")
 def test_blank_segments_come_back_and_half_characters_fail_without_a_request(serve: Serve, connect: Connect) -> None:
     server = serve(upper)
     first, second, third = connect(server).translate(["", " ", "a\ud800"], "en", "ko")
@@ -133,6 +134,7 @@ def test_server_errors_are_tried_again(serve: Serve, connect: Connect) -> None:
     assert len(server.bodies) == 3
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     ("status", "message"),
     [(429, r"too many requests.* lower --concurrency \(4\)"), (503, "the server failed, with 2 --retries")],
@@ -159,6 +161,7 @@ def test_an_error_of_the_run_does_not_wait_for_other_requests(serve: Serve, conn
         engine.translate(["a", "b", "c", "bad", "d"], "en", "ko")
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_access_names_the_variable_at_once(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch, status: int
@@ -172,6 +175,7 @@ def test_refused_access_names_the_variable_at_once(
     assert len(server.bodies) == 2
 
 
+@pytest.mark.bad_input("translate")
 def test_what_is_not_there_names_model_and_address(serve: Serve, connect: Connect) -> None:
     server = serve(lambda s, nth: error(404, "no such model"))
     with pytest.raises(EngineError, match=r"--model, --base-url: .* 'some/model', .*no such model"):
@@ -179,6 +183,7 @@ def test_what_is_not_there_names_model_and_address(serve: Serve, connect: Connec
     assert len(server.bodies) == 1
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     "body",
     [{"error": {"message": "no system role"}}, {"detail": "no system role"}, {"x": "no system role"}, "no system role"],
@@ -192,6 +197,7 @@ def test_a_request_that_the_server_does_not_take_stops_the_run(serve: Serve, con
     assert len(server.bodies) == 1
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -240,6 +246,7 @@ def test_what_was_left_out_does_not_come_back_with_another_try(serve: Serve, con
     assert [body.get("seed") for body in server.bodies] == [0, None, None]
 
 
+@pytest.mark.bad_input("translate")
 def test_no_answer_in_time_is_tried_again_and_then_an_error(serve: Serve, connect: Connect) -> None:
     server = serve(lambda s, nth: NEVER)
     with pytest.raises(EngineError, match=r"no answer within 0.5 seconds \(--timeout\), with 1 --retries"):
@@ -247,6 +254,7 @@ def test_no_answer_in_time_is_tried_again_and_then_an_error(serve: Serve, connec
     assert len(server.bodies) == 2
 
 
+@pytest.mark.bad_input("translate")
 def test_no_server_names_the_address(connect: Connect) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -255,6 +263,7 @@ def test_no_server_names_the_address(connect: Connect) -> None:
             connect(url, retries=1).translate(["one"], "en", "ko")
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize("body", ["<html>Bad gateway</html>", "", '{"choices": ['])
 def test_a_body_that_is_not_json_is_tried_again_and_then_an_error(serve: Serve, connect: Connect, body: str) -> None:
     server = serve(lambda s, nth: Reply(body) if s == "lost" or not nth else upper(s, nth))
@@ -290,6 +299,7 @@ def test_a_malformed_answer_is_tried_again(serve: Serve, connect: Connect, reply
     assert len(server.bodies) == 3
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(("reply", "reason"), MALFORMED)
 def test_malformed_answers_without_end_fail_one_segment(
     serve: Serve, connect: Connect, reply: Reply, reason: str
@@ -397,6 +407,7 @@ def test_a_budget_stops_further_tries_too(serve: Serve, connect: Connect) -> Non
     assert len(server.bodies) == 2
 
 
+@pytest.mark.bad_input("translate")
 def test_the_key_is_sent_and_shown_nowhere(
     serve: Serve,
     connect: Connect,
@@ -433,6 +444,7 @@ def test_a_server_without_keys_gets_none(serve: Serve, connect: Connect) -> None
     assert server.headers[0]["Authorization"] == "Bearer none"
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize("key", ["two words", "two\nlines", "ключ"])
 def test_a_key_that_no_header_can_hold_is_refused_unseen(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, key: str
@@ -443,6 +455,7 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(
     assert key not in str(refused.value)
 
 
+@pytest.mark.bad_input("translate")
 def test_user_and_password_of_the_address_are_sent_and_shown_nowhere(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -466,6 +479,7 @@ def test_the_address_may_come_from_the_environment(
     assert connect(server, base_url=None).describe()["base_url"] == "https://api.openai.com/v1"
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

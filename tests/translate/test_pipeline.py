@@ -81,6 +81,7 @@ def test_english_instructions_become_parallel_rows(source, tmp_path):
     assert manifest["engine"]["engine"] == "command"
 
 
+@pytest.mark.bad_input("translate")
 def test_every_dropped_row_is_kept_with_reason_scores_and_texts(source, tmp_path):
     out = tmp_path / "out"
     manifest = translate(source, to="de", out=out, engine="command", command="cat")
@@ -106,6 +107,7 @@ def test_other_thresholds_filter_again_without_an_engine(source, tmp_path):
     assert len(_rows(out)) == len(ENGLISH)
 
 
+@pytest.mark.bad_input("translate")
 def test_several_languages_stand_in_one_row_and_one_that_fails_is_null(source, tmp_path, engine_package):
     engine_package(
         "def translate(self, segments, source, target):\n"
@@ -145,6 +147,7 @@ def test_chat_messages_keep_their_turns(tmp_path):
     assert row["messages"]["de"][2]["content"] == "Hfmmp `x = 1` bhbjo"
 
 
+@pytest.mark.bad_input("translate")
 def test_rows_that_cannot_be_used_are_counted_and_kept(tmp_path):
     source = _jsonl(tmp_path / "a.jsonl", [{"prompt": "Hi", "response": None}, {"prompt": "Hello", "response": "Yes."}])
     manifest = translate(
@@ -208,6 +211,7 @@ def test_an_engine_of_another_package_is_found_by_its_entry_point(source, tmp_pa
         translate(source, to="de", out=tmp_path / "other_out", engine="othr")
 
 
+@pytest.mark.bad_input("translate")
 def test_a_segment_that_fails_takes_its_row_alone(tmp_path, engine_package):
     engine_package(
         "def translate(self, segments, source, target):\n"
@@ -221,6 +225,7 @@ def test_a_segment_that_fails_takes_its_row_alone(tmp_path, engine_package):
     assert (line["reason"], line["detail"]) == ("not translated", "too blue")
 
 
+@pytest.mark.bad_input("translate")
 def test_an_engine_that_cannot_go_on_keeps_what_is_done(source, tmp_path):
     stop = tmp_path / "stop"
     script = tmp_path / "translator.py"
@@ -248,6 +253,7 @@ def test_an_engine_that_cannot_go_on_keeps_what_is_done(source, tmp_path):
     assert translate(name, **given)["counts"]["source_rows"] == 10
 
 
+@pytest.mark.bad_input("translate")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -294,6 +300,7 @@ def test_a_dry_run_shows_ten_rows_and_an_estimate_and_writes_nothing(source, tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.bad_input("translate")
 def test_keys_never_reach_manifest_or_work_folder(source, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_KEY", "sk-very-secret")
     run = Run(

@@ -97,6 +97,7 @@ def test_killed_at_twenty_random_moments(source, undisturbed, tmp_path, workers)
     assert _contents(tmp_path / "out") == expected
 
 
+@pytest.mark.bad_input("long runs")
 @pytest.mark.process
 def test_a_worker_that_is_killed_ends_the_run_with_a_message_and_nothing_lost(source, undisturbed, tmp_path):
     run = _start(source, tmp_path / "out", "--workers", "2")
@@ -129,6 +130,7 @@ def test_workers_end_with_a_killed_parent(source, tmp_path):
     raise AssertionError("workers go on without their parent")
 
 
+@pytest.mark.bad_input("long runs")
 @pytest.mark.process
 def test_ctrl_c_ends_cleanly_and_the_run_goes_on(source, undisturbed, tmp_path):
     run = _start(source, tmp_path / "out")
@@ -144,6 +146,7 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on(source, undisturbed, tmp_path):
     assert _contents(tmp_path / "out") == undisturbed[0]
 
 
+@pytest.mark.bad_input("long runs")
 @pytest.mark.process
 def test_a_full_disk_stops_with_a_message_and_the_run_goes_on(source, undisturbed, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
@@ -173,11 +176,13 @@ def _call(source: Path, out: Path, **options: object) -> dict[str, object]:
     return translate(str(source), to="es", engine="command", out=out, **{"command": "cat", "top": 10, **options})
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_second_process_on_the_same_output_is_refused(source, tmp_path):
     with Store(tmp_path / "out").locked(), pytest.raises(OutputError, match="another process is writing to"):
         _call(source, tmp_path / "out")
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_source_that_changed_is_refused(source, tmp_path):
     mine = tmp_path / "rows.jsonl"
     mine.write_bytes(source.read_bytes())
@@ -188,6 +193,7 @@ def test_a_source_that_changed_is_refused(source, tmp_path):
         _call(mine, tmp_path / "out")
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_hub_dataset_that_changed_is_refused_and_goes_on_at_its_old_commit(source, tmp_path):
     hub = Repository("somebody/english", "train.jsonl", source.read_bytes())
     before, out = hub.sha, tmp_path / "out"
@@ -216,12 +222,14 @@ def test_a_hub_dataset_that_changed_is_refused_and_goes_on_at_its_old_commit(sou
         assert json.loads(third.stdout)["counts"] == json.loads(first.stdout)["counts"]
 
 
+@pytest.mark.bad_input("long runs")
 def test_other_options_are_refused_by_name(source, tmp_path):
     _call(source, tmp_path / "out")
     with pytest.raises(OutputError, match=r'--command: "cat" then, "tac" now'):
         _call(source, tmp_path / "out", command="tac")
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
@@ -230,6 +238,7 @@ def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_broken_part_is_named(source, tmp_path):
     _call(source, tmp_path / "out", part_rows=5)
     part = tmp_path / "out" / ".work" / "parts" / "part-000001.parquet"

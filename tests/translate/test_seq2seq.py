@@ -348,6 +348,7 @@ def test_too_little_memory_halves_the_batch(tiny: Callable[[str], Path], monkeyp
         assert max(sizes) <= 10  # what did not fit is not tried at full size again
 
 
+@pytest.mark.bad_input("translate")
 def test_too_little_memory_for_one_segment_stops_the_run(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

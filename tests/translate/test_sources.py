@@ -101,6 +101,7 @@ def test_chat_messages_of_openai_and_sharegpt(tmp_path, turns):
     ]
 
 
+@pytest.mark.bad_input("data")
 def test_rows_that_cannot_be_used_say_why_and_keep_their_place(tmp_path):
     rows = _rows(
         _jsonl(
@@ -123,6 +124,7 @@ def test_rows_that_cannot_be_used_say_why_and_keep_their_place(tmp_path):
     assert rows[5].detail == "prompt: 1000000 characters, --max-chars is 20000"
 
 
+@pytest.mark.bad_input("data")
 @pytest.mark.parametrize(
     ("turns", "problem"),
     [
@@ -189,6 +191,7 @@ def test_openassistant_whole_trees_give_the_same_rows(tmp_path):
     assert [row.id for row in rows] == ["a0", "d0", "a1", "c?"]
 
 
+@pytest.mark.bad_input("data")
 def test_openassistant_preset_on_other_columns(tmp_path):
     with pytest.raises(ValueError, match="--preset oasst1: the columns instruction, input, output"):
         Source(_jsonl(tmp_path / "a.jsonl", ALPACA), SourceOptions(preset="oasst1"))
@@ -200,6 +203,7 @@ def test_top_takes_the_first_rows_and_is_counted(tmp_path):
     assert len(list(source.rows())) == 3
 
 
+@pytest.mark.bad_input("data")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -221,6 +225,7 @@ def test_broken_files_stop_with_file_and_line(tmp_path, name, content, message):
         Source(str(file), SourceOptions())
 
 
+@pytest.mark.bad_input("data")
 def test_a_corrupt_row_group_stops_before_any_work(tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(ALPACA * 1000), file, compression="zstd")
@@ -231,6 +236,7 @@ def test_a_corrupt_row_group_stops_before_any_work(tmp_path):
         Source(str(file), SourceOptions())
 
 
+@pytest.mark.bad_input("data")
 @pytest.mark.parametrize("name", ["missing.jsonl", "./nothing", "nothing"])
 def test_a_source_that_is_not_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -238,6 +244,7 @@ def test_a_source_that_is_not_there(tmp_path, monkeypatch, name):
         Source(name, SourceOptions())
 
 
+@pytest.mark.bad_input("data")
 def test_the_hub_out_of_reach_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -245,6 +252,7 @@ def test_the_hub_out_of_reach_is_said(tmp_path, monkeypatch):
         Source("nobody/nothing", SourceOptions())
 
 
+@pytest.mark.bad_input("data")
 def test_rows_that_are_parallel_already_are_said_to_be(tmp_path):
     row = {"prompt": {"en": "Hello", "ko": "안녕"}, "response": {"en": "Hi", "ko": "안녕"}}
     with pytest.raises(
@@ -253,6 +261,7 @@ def test_rows_that_are_parallel_already_are_said_to_be(tmp_path):
         Source(_jsonl(tmp_path / "a.jsonl", [row]), SourceOptions())
 
 
+@pytest.mark.bad_input("data")
 def test_unknown_preset(tmp_path):
     with pytest.raises(ValueError, match="--preset: 'x' is not one of auto, alpaca"):
         Source(_jsonl(tmp_path / "a.jsonl", ALPACA), SourceOptions(preset="x"))
