@@ -183,7 +183,7 @@ def _local_files(path: Path, split: str) -> list[Path]:
 
         try:
             found = load_dataset_builder(str(path)).config.data_files or {}
-        except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        except (DatasetNotFoundError, FileNotFoundError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: no dataset in this folder ({error})") from error
         if split not in found:
             raise ValueError(f"--split: {split!r} is not in {path}, which has {', '.join(map(str, found))}")

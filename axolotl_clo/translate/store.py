@@ -42,13 +42,15 @@ def held(lock_file: Path, out: Path) -> Iterator[None]:
         out: what it guards, for the message.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds it, or it is no file that can be locked, such as a link.
     """
     lock = FileLock(lock_file, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:
         raise OutputError(f"--out: another process is writing to {out}; wait for it, or give another --out") from error
+    except OSError as error:
+        raise OutputError(f"--out: {lock_file} cannot be locked ({error.strerror}); remove it") from error
     try:
         yield
     finally:
