@@ -92,6 +92,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[
         patch.setenv(name, value)
     patch.setenv("NO_PROXY", "127.0.0.1")
     patch.setenv("WANDB_MODE", "disabled")
+    patch.setenv("AXOLOTL_DATASET_NUM_PROC", "0")  # else a process is started to save eight rows
     server = Server(answer)
     angry = Server(lambda question, nth: error(401, " ".join((*SECRETS.values(), PASSWORD, QUERY))))
     said: dict[str, str] = {}
@@ -243,8 +244,9 @@ def kind(content: bytes) -> str:
         return "parquet"
     if content[:6] == b"ARROW1" or content[:4] == b"\xff\xff\xff\xff":
         return "arrow"
-    if len(content) > 8 and content[8:10] == b'{"':
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    size = int.from_bytes(content[:8], "little")  # of the header
+    if content[8:10] == b'{"' and size < len(content):
+        header = json.loads(content[8 : 8 + size])
         assert all("dtype" in value for name, value in header.items() if name != "__metadata__")
         return "safetensors"
     try:

@@ -80,9 +80,8 @@ def test_the_measure_of_a_model_never_runs_its_code(with_code: tuple[Path, Path]
 def test_a_datasets_loading_script_does_not_run(tmp_path: Path) -> None:
     folder, mark = tmp_path / "rows", tmp_path / "it-ran"
     folder.mkdir()
+    write_rows(folder / "train.jsonl", [{"prompt": "A?", "response": "B."}])
     (folder / "rows.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
     with pytest.raises(ValueError, match=r"no dataset in this folder .*rows\.py"):
         Source(str(folder), SourceOptions())
-    write_rows(folder / "train.jsonl", [{"prompt": "A?", "response": "B."}])
-    assert Source(str(folder), SourceOptions()).total == 1
     assert not mark.exists()
