@@ -36,8 +36,9 @@ _outcomes: dict[str, tuple[str, str]] = {}  # by test: area, worst outcome
 def main(arguments: list[str]) -> int:
     """Run pytest on the marked tests; returns its exit code."""
     rest = [argument for argument in arguments if argument != "--collect"]
-    how = ["--collect-only", "-qq"] if len(rest) < len(arguments) else ["-q", "--durations=0", "--durations-min=60"]
-    return int(pytest.main(["-p", "tests.bad_inputs", "-m", "bad_input", *how, *rest]))
+    collect = len(rest) < len(arguments)
+    how = ["--collect-only", "-qq"] if collect else ["-q", "--durations=0", "--durations-min=60"]
+    return int(pytest.main(["-p", "tests.bad_inputs", "-m", "bad_input", "--disable-warnings", *how, *rest]))
 
 
 def table(collected: Counter[str], outcomes: dict[str, tuple[str, str]], ran: bool) -> str:

@@ -260,7 +260,7 @@ def kind(content: bytes) -> str:
 
 def _is_pickle(content: bytes) -> bool:
     try:
-        return any(True for _ in pickletools.genops(content)) and content.rstrip().endswith(b".")
+        return bool(list(pickletools.genops(content)))  # to the end, which each pickle has
     except Exception:
         return False
 
