@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None or shutil.which("g++") is None,
+    reason="needs deepspeed, which compiles its part for CPUs with g++",
+)
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = ROOT / "example_configs" / "deepspeed"
 STEPS, ROWS, HELD_OUT = 20, 16, 3

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, train, weights
+from engines import needs_deepspeed
 
 pytestmark = [
     pytest.mark.process,
@@ -40,6 +41,7 @@ def assert_only_attention_moved(before: Path, after: Path) -> None:
     assert {name for name in old if not torch.equal(old[name], new[name])} == {n for n in old if ".self_attn." in n}
 
 
+@needs_deepspeed
 def test_zero3_on_two_processes_as_typed(tiny_llama: Path, tmp_path: Path) -> None:
     """The dry run of the README, on the config that a user would rent GPUs for."""
     command = [AXOLOTL, "train", "example_configs/clo_ko.yml", "--deepspeed", "example_configs/deepspeed/zero3.json"]
@@ -67,6 +69,7 @@ def test_processes_that_would_not_find_one_another_are_refused(
 
 
 @pytest.mark.distributed
+@needs_deepspeed
 def test_two_hosts_by_rendezvous(write_config: Write, tiny_llama: Path, tmp_path: Path) -> None:
     """Two agents, as on two hosts, each with two processes, that meet at an address."""
     config = write_config(deepspeed="example_configs/deepspeed/zero2.json", micro_batch_size=1)

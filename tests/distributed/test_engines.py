@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import starter_rows, weights, write_rows
-from engines import ENGINES, EVERY, FURTHER, HELD_OUT, ROWS, STEPS, USUAL, Case, baseline, run
+from engines import ENGINES, EVERY, FURTHER, HELD_OUT, ROWS, STEPS, USUAL, Case, baseline, needs_deepspeed, run
 from equality import Run, differences
 from filelock import FileLock
 from peft import PeftModel
@@ -64,9 +64,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Runs:
 
 def parameters(cases: list[Case]) -> list[Any]:
     """The cases as parameters of a test; those beyond the usual are for `make test-distributed`."""
-    return [
-        pytest.param(case, id=case.name, marks=[pytest.mark.distributed] if case in FURTHER else []) for case in cases
-    ]
+    return [pytest.param(case, id=case.name, marks=_marks(case)) for case in cases]
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    marks = [pytest.mark.distributed] if case in FURTHER else []
+    return [*marks, needs_deepspeed] if case.engine.startswith("zero") else marks
 
 
 ALL = parameters(USUAL + FURTHER)
@@ -131,6 +134,7 @@ def test_ranks_had_different_numbers_of_tokens_and_gradients_were_clipped(runs: 
 
 
 @pytest.mark.distributed
+@needs_deepspeed
 def test_a_resumed_run_ends_where_it_would_have(tiny_llama: Path, tmp_path: Path) -> None:
     """Though the cache of the reference is gone, and the checkpoint holds trained weights."""
     cases = [Case(engine, "attention") for engine in EVERY]
