@@ -83,6 +83,13 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"clo": {"target_lang": "de", "train_modules": "all"}, "adapter": "lora", "lora_r": 4, "lora_alpha": 8},
         r"train_modules: all .* `adapter: lora`",
     ),
+    "fsdp_config": (
+        {
+            **{"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "fsdp_version": 2},
+            "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "activation_checkpointing": True},
+        },
+        r"fsdp_config.activation_checkpointing with an adapter saves it under names that nothing loads",
+    ),
     "lora_target_linear": (
         {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},
         r"lora_target_linear: true would add adapters outside",

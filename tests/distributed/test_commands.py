@@ -99,7 +99,7 @@ def test_options_reach_rays_workers(write_config: Write, tmp_path: Path) -> None
     script = Path(__file__).parent / "ray_on_cpu.py"
     result = subprocess.run(
         [sys.executable, str(script), str(config)],
-        env=environment(RAY_TRAIN_V2_ENABLED="1"),
+        env=environment(RAY_TRAIN_V2_ENABLED="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="600"),
         capture_output=True,
         text=True,
         timeout=900,
