@@ -1,4 +1,4 @@
-"""The ready configs as typed on two GPUs, with a small model; the same engines on CPU processes are in `test_engines`."""
+"""The ready configs as typed on two GPUs, with a small model; `test_engines` has the same engines on CPU processes."""
 
 from __future__ import annotations
 
