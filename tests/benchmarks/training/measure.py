@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ def measure(run: Run, model_folder: Path, rows: Path, folder: Path, patch: Patch
 
 
 def _train(run: Run, cfg: Any, trainer: Any, model: Any, rows: Path) -> dict[str, Any]:
+    rate_before = floor.rate(model)  # and once more after, as what else the machine does changes it
     before = _start_counting_memory(run.device, model, getattr(trainer, "ref_model", None))
     start = floor.seconds(run.device)
     trainer.train()
@@ -78,7 +80,7 @@ def _train(run: Run, cfg: Any, trainer: Any, model: Any, rows: Path) -> dict[str
     operations = floor.operations(run, model, tokens)
     return {
         "seconds": seconds,
-        "seconds_floor": operations / floor.rate(model),
+        "seconds_floor": operations / mean([rate_before, floor.rate(model)]),
         "operations": operations,
         "peak": peak,
         "peak_floor": floor.memory(run, model, tokens),
