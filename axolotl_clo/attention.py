@@ -140,6 +140,13 @@ def linear_paths(model: Any, train_modules: str, layers: str | None) -> list[str
 
 def describe_trainable(model: Any) -> str:
     """A table of trainable and all parameters by module kind."""
+    counts = count_parameters(model)
+    counts["total"] = (sum(trained for trained, _ in counts.values()), sum(total for _, total in counts.values()))
+    return "\n".join(f"  {kind:<12} {trained:>15,} of {total:>15,}" for kind, (trained, total) in counts.items())
+
+
+def count_parameters(model: Any) -> dict[str, tuple[int, int]]:
+    """Trainable and all parameters of each module kind that the model has."""
     kinds = _parameter_kinds(model)
     total: Counter[str] = Counter()
     trained: Counter[str] = Counter()
@@ -147,9 +154,16 @@ def describe_trainable(model: Any) -> str:
         kind = kinds.get(id(parameter)) or ("adapter" if "lora_" in name else "other")
         total[kind] += _count(parameter)
         trained[kind] += _count(parameter) if parameter.requires_grad else 0
-    rows = [f"  {kind:<12} {trained[kind]:>15,} of {total[kind]:>15,}" for kind in (*KINDS, "adapter") if total[kind]]
-    rows.append(f"  {'total':<12} {trained.total():>15,} of {total.total():>15,}")
-    return "\n".join(rows)
+    return {kind: (trained[kind], total[kind]) for kind in (*KINDS, "adapter") if total[kind]}
+
+
+def decoder_layers(model: Any) -> list[list[nn.Module]]:
+    """The modules of each layer of the text decoder, in order.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
+    return [list(layer.values()) for layer in _decoder_layers(model)]
 
 
 def _parameter_kinds(model: Any) -> dict[int, str]:

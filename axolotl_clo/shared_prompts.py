@@ -36,13 +36,21 @@ def share_prompts(batch: Batch) -> Batch:
         `logit_positions` in those, and with `attention_mask`, `[1, 1, directions present, 3]`, of integers and on
         the host: `pairs` in the form in which models hand a mask to their attention untouched.
     """
+    mask = torch.tensor(batch["pairs"])[None, None]
+    _PAIRS[mask] = tuple(map(tuple, batch["pairs"]))
     return {
         **batch,
         "input_ids": batch["input_ids"][:, batch["first_copies"]],
         "position_ids": batch["position_ids"][:, batch["first_copies"]],
         "logit_positions": batch["shared_logit_positions"],
-        "attention_mask": torch.tensor(batch["pairs"])[None, None],
+        "attention_mask": mask,
     }
+
+
+def forget() -> None:
+    """Empty what is kept from batch to batch, before and after it holds tensors of another kind, such as fake ones."""
+    _mask.cache_clear()
+    _two_calls.cache_clear()
 
 
 def set_attention(model: Any, longest: int) -> str | None:
@@ -68,6 +76,11 @@ def set_attention(model: Any, longest: int) -> str | None:
     if not isinstance(attention, _Shared):
         AttentionInterface.register(name, _Shared(attention, _KINDS[name]))
     return None
+
+
+def shared_form(attention: Attention, kind: str) -> Attention:
+    """An attention function that also takes the masks of `share_prompts`, as that of `attn_implementation` ``kind``."""
+    return _Shared(attention, _KINDS[kind])
 
 
 class _Shared:
@@ -101,7 +114,7 @@ class _Shared:
         pairs: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        if pairs not in _PAIRS:  # once a batch, not in each layer: on another device it would have to wait
+        if pairs not in _PAIRS:  # a copy of the one made above; once a batch, as the host may have to wait
             _PAIRS[pairs] = tuple(map(tuple, pairs.view(-1, 3).tolist()))
         return self.of_pairs(self.plain, module, query, key, value, _PAIRS[pairs], **kwargs)
 
