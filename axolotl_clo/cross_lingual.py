@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +38,40 @@ MIN_CHARACTERS_TO_IDENTIFY = 20
 DEFAULT_SEED = 42
 
 SOURCE_LANGUAGE = -1
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What became of the rows of a dataset.
+
+    rows: in the dataset.
+    examples: the most there could be, one for each row and target language.
+    kept: examples that can be used, before any are drawn.
+    dropped: numbers of the rows left out, from 1, by reason and column.
+    suspects: numbers of rows kept whose response looks like the other side's language.
+    held_out: whether the dataset is one of `test_datasets`.
+    """
+
+    rows: int
+    examples: int
+    kept: int
+    dropped: dict[str, list[int]]
+    suspects: list[int]
+    held_out: bool
+
+
+_REPORTS: ContextVar[list[RowReport] | None] = ContextVar("reports", default=None)
+
+
+@contextmanager
+def row_reports() -> Iterator[list[RowReport]]:
+    """Collects the report of each dataset that is tokenized meanwhile, in their order."""
+    reports: list[RowReport] = []
+    token = _REPORTS.set(reports)
+    try:
+        yield reports
+    finally:
+        _REPORTS.reset(token)
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any = None) -> CrossLingualStrategy:
@@ -365,6 +403,9 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             kept_languages.add(language)
             if suspect:
                 suspects.append(number)
+        collected = _REPORTS.get()
+        if collected is not None:
+            collected.append(RowReport(num_rows, len(mapped), num_kept, dict(dropped), suspects, self.held_out))
         if len(self.targets) == 1:
             parts = [f"kept {num_kept} of {num_rows} rows"]
         else:
