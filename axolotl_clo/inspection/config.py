@@ -84,7 +84,6 @@ def loaded(file: Path, gpus: int | None) -> Iterator[tuple[Any, list[str]]]:
         from axolotl.cli import config as axolotl_config
         from axolotl.utils.tee import close_debug_log
 
-        _hush()
         notes = []
         probe = axolotl_config.gpu_capabilities
         if gpus and not torch.cuda.is_available():
@@ -100,30 +99,22 @@ def loaded(file: Path, gpus: int | None) -> Iterator[tuple[Any, list[str]]]:
         finally:
             axolotl_config.gpu_capabilities = probe
             close_debug_log()
+        cfg.push_dataset_to_hub = None
         yield cfg, notes
 
 
 @contextmanager
 def _as_before() -> Iterator[None]:
     """Put back the environment, which Axolotl sets up for a run."""
-    environment = dict(os.environ)
+    environment, disabled = dict(os.environ), logging.root.manager.disable
     os.environ.setdefault("AXOLOTL_TEE_STDOUT", "0")
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
+    logging.disable(logging.INFO)  # what Axolotl and the package would tell is in the report
     try:
         yield
     finally:
+        logging.disable(disabled)
         os.environ.clear()
         os.environ.update(environment)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-_LOUD = ("axolotl", "axolotl_clo")
-
-
-def _hush() -> None:
-    for name in _LOUD:  # what they would tell is in the report
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def engine_of(cfg: Any, gpus: int | None, zero: str | None) -> Engine:

@@ -70,20 +70,31 @@ class Calibration:
     """Seconds that a few real steps took on this machine.
 
     device: what computed.
-    step_seconds, step_tokens: of the steps measured, with tokens as laid out.
-    reference_seconds, reference_tokens: of the rows scored.
-    layout: how the trainer found that batches are laid out.
+    micro_seconds, micro_tokens: of the micro-batches measured, forward and backward, with tokens as laid out.
+    optimizer_seconds: of one optimizer step.
+    reference_seconds, reference_tokens: of the rows scored without gradients.
+    layout: how the trainer found that batches can be laid out.
+    peak: bytes above the loaded model at the worst moment, None where the machine does not tell.
     """
 
     device: str
-    step_seconds: float
-    step_tokens: int
+    micro_seconds: float
+    micro_tokens: int
+    optimizer_seconds: float
     reference_seconds: float
     reference_tokens: int
     layout: str
+    peak: int | None
 
-    def seconds(self, tokens: int, epochs: float, devices: int, reference: bool) -> float:
-        """Of a run, if devices like this one share its tokens evenly and without loss."""
-        step = self.step_seconds / self.step_tokens
-        score = self.reference_seconds / self.reference_tokens if reference and self.reference_tokens else 0.0
-        return tokens * (epochs * step + score) / devices
+    def seconds(self, tokens: int, epochs: float, steps: int, devices: int) -> float:
+        """Of a run, if devices like this one share its tokens evenly and without loss.
+
+        Args:
+            tokens: of an epoch, as laid out.
+            epochs: how many.
+            steps: optimizer steps.
+            devices: how many.
+        """
+        micro = self.micro_seconds / self.micro_tokens * tokens * epochs
+        reference = self.reference_seconds / self.reference_tokens * tokens if self.reference_tokens else 0.0
+        return (micro + reference) / devices + self.optimizer_seconds * steps
