@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from axolotl_clo import cli_evaluate
 from axolotl_clo.cli_common import (
@@ -27,6 +26,7 @@ from axolotl_clo.cli_common import (
     stoppable,
     token_budget_option,
 )
+from axolotl_clo.cli_inspect import inspect, print_counts, side_by_side
 from axolotl_clo.redact import redact
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def translate(
     if as_json:
         print(json.dumps(manifest, ensure_ascii=False))
     else:
-        _print_counts(Console(), manifest)
+        print_counts(Console(), manifest)
         if not manifest["counts"]["rows"]:
             STDERR.print(
                 "[red]No row passed[/red]: other thresholds with the same command filter again (--help, Quality)."
@@ -241,43 +241,10 @@ def translate(
         STDERR.print(f"Written to {escape(str(out))}; `axolotl-clo inspect {escape(str(out))}` shows what is in it.")
 
 
-@app.command()
-def inspect(
-    out: Annotated[Path, typer.Argument(help="Folder that `axolotl-clo translate` wrote.")],
-    samples: Annotated[int, typer.Option(min=0, help="Rows to show, and rejected rows of each reason.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-) -> None:
-    """Show what a dataset holds, what was left out and why, and samples side by side."""
-    from axolotl_clo.translate.report import inspect as report
-
-    found = report(out, samples)
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-        return
-    console, manifest = Console(), found["manifest"]
-    console.print(f"[bold]{escape(manifest['source']['name'])}[/bold], engine {escape(json.dumps(manifest['engine']))}")
-    _print_counts(console, manifest)
-    source, *targets = manifest["languages"]
-    for row in found["samples"]:
-        said = {language: _texts(row, language) for language in (source, *targets)}
-        console.print(_side_by_side(f"row {row['id']}", {language: texts for language, texts in said.items() if texts}))
-    for key, rows in found["rejected"].items():
-        for row in rows:
-            title = f"left out ({key}): row {row['id']}, {row['detail']}"
-            console.print(_side_by_side(title, row.get("texts") or {}))
-
-
+app.command()(inspect)
 cli_evaluate.register(app)
 
 _OF_THE_COMMAND = {"source", "to", "out", "from_", "engine", "price", "filter_rows", "dry_run", "as_json"}
-
-
-def _texts(row: dict[str, Any], language: str) -> list[str] | None:
-    if "messages" in row:
-        turns = row["messages"][language]
-        return turns and [turn["content"] for turn in turns]
-    both = [row["prompt"][language], row["response"][language]]
-    return None if None in both else both
 
 
 def _preview(run: pipeline.Run, price: float | None, as_json: bool) -> None:
@@ -291,32 +258,9 @@ def _preview(run: pipeline.Run, price: float | None, as_json: bool) -> None:
         said = {source: [turn["content"] for turn in row["turns"] or []]}
         said |= {target: row[f"{target}.texts"] or [row[f"{target}.failure"] or ""] for target in run.task.targets}
         problem = f", cannot be used: {row['problem']} ({row['detail']})" if row["problem"] else ""
-        console.print(_side_by_side(f"row {row['id']}{problem}", said))
+        console.print(side_by_side(f"row {row['id']}{problem}", said))
     if estimate:
         console.print(_in_words(estimate, price))
-
-
-def _side_by_side(title: str, said: dict[str, list[str]]) -> Table:
-    table = Table(*said, title=escape(title), title_justify="left", show_lines=True, expand=True)
-    for texts in zip(*said.values(), strict=False):
-        table.add_row(*(escape(text) for text in texts))
-    return table
-
-
-def _print_counts(console: Console, manifest: dict[str, Any]) -> None:
-    counts = manifest["counts"]
-    table = Table(
-        "language", "what", "rows", title=f"{counts['source_rows']} source rows, {counts['rows']} rows written"
-    )
-    for why, count in counts["unusable"].items():
-        table.add_row(manifest["languages"][0], f"cannot be used: {why}", str(count))
-    for language, found in counts["languages"].items():
-        table.add_row(language, "kept", str(found["kept"]))
-        for why, count in found["dropped"].items():
-            table.add_row(language, f"left out: {why}", str(count))
-    for why, count in manifest["left_out"].items():
-        table.add_row(manifest["languages"][0], f"not taken from the source: {why}", str(count))
-    console.print(table)
 
 
 def _in_words(estimate: pipeline.Estimate, price: float | None) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from axolotl_clo.inspection.duration import Calibration
-from axolotl_clo.inspection.rows import Lengths
 
 STEPS = 4
 """Optimizer steps; the first, which warms up, is not timed."""
@@ -100,7 +99,7 @@ class _Watch:
             def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
                 self.start = _now()
 
-            def on_optimizer_step(callback, *_args: Any, **_kwargs: Any) -> None:  # noqa: N805
+            def on_optimizer_step(callback, *_args: Any, **_kwargs: Any) -> None:
                 self.optimizer.append(_now() - callback.start)
 
         trainer.training_step, trainer._score_batch = timed_step, timed_score

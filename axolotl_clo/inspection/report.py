@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class _Run:
         from axolotl_clo.cross_lingual import row_reports
 
         self.tokenizer = load_tokenizer(self.cfg)
-        with row_reports() as reports:
+        with row_reports() as reports, _unsaved():
             meta = load_datasets(cfg=self.cfg)
         self.dataset = meta.train_dataset
         self.lengths = Lengths.of(self.dataset)
@@ -211,7 +212,9 @@ class _Run:
             self.notes.append(f"activations cannot be counted for this model ({failed}); memory is not estimated")
             return {"parts": None}
         set_checkpointing(cfg, structure.model, False)
-        estimates = {on: self._estimate(sizes, step, self._reference(mode, structure, way)) for on, step in steps.items()}
+        estimates = {
+            on: self._estimate(sizes, step, self._reference(mode, structure, way)) for on, step in steps.items()
+        }
         optimizer = str(getattr(cfg.optimizer, "value", cfg.optimizer))
         if not memory.optimizer_bytes(optimizer, sizes)[1]:
             self.notes.append(f"optimizer: {optimizer} is taken to keep what AdamW keeps")
@@ -219,7 +222,7 @@ class _Run:
         piece = output_head.PIECE["other" if self.like_gpu else "cpu"]
         scored = int(self.lengths.scored[rows].sum())
         return {
-            "parts": _bytes(estimates[chosen]),
+            "parts": asdict(estimates[chosen]),
             "checkpointing": chosen,
             "activations": {("with" if on else "without"): step.activations for on, step in steps.items()},
             "total": {("with" if on else "without"): one.total for on, one in estimates.items()},
@@ -302,6 +305,19 @@ class _Run:
         return found
 
 
+@contextmanager
+def _unsaved() -> Iterator[None]:
+    """Prepared rows are only looked at; Axolotl would start processes to save them."""
+    from axolotl.utils.data import sft
+
+    save = sft.save_preprocessed_dataset
+    sft.save_preprocessed_dataset = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        sft.save_preprocessed_dataset = save
+
+
 _OPTIONS = ((False, "datasets"), (True, "test_datasets"))
 
 
@@ -310,7 +326,3 @@ def _plain(sequence: Any) -> dict[str, Any]:
     for part in ("prompt", "response"):
         found[part] = [piece._asdict() for piece in getattr(sequence, part)]
     return found
-
-
-def _bytes(found: memory.Memory) -> dict[str, Any]:
-    return asdict(found)

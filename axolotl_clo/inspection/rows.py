@@ -142,7 +142,7 @@ def sequences(tokenizer: Any, row: dict[str, Any], clo: Any) -> list[Sequence]:
     for name, border, (asked, answered) in zip(SEQUENCES, row["prompt_lengths"], spoken, strict=True):
         ids = row[name]
         if ids:
-            response = tokenizer.decode(ids[border:], skip_special_tokens=True)
+            response = tokenizer.decode(ids[border:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             prompt_pieces, response_pieces = pieces(tokenizer, ids[:border]), pieces(tokenizer, ids[border:])
             identified = _identify(response, languages)
             found.append(Sequence(name, asked, answered, identified, prompt_pieces, response_pieces))

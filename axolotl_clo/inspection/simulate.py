@@ -1,8 +1,8 @@
 """A training step on fake tensors: what it would allocate, without weights, without a GPU, without computing.
 
 The step is the trainer's own (the model's forward, shared prompts, the output head in pieces, autograd, checkpointing)
-on tensors that have shapes and dtypes but no contents (`FakeTensorMode`). So what activations cost is counted on the model
-at hand, and no formula for one architecture has to be stretched over others.
+on tensors that have shapes and dtypes but no contents (`FakeTensorMode`). So what activations cost is counted on the
+model at hand, and no formula for one architecture has to be stretched over others.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def training_step(model: Any, batch: Batch, way: Way) -> Step:
             scores = _score(model, batch, way)
             if way.adapter_off:
                 with torch.no_grad(), model.disable_adapter():
-                    reference = _score(model, batch, way)
+                    _score(model, batch, way)
         ledger.mark()
         scores.sum().backward()
     gradients = [p.grad for p in trained if p.grad is not None]
