@@ -13,8 +13,9 @@ import torch
 
 from axolotl_clo import output_head
 from axolotl_clo.batches import TokenBatchSampler
-from axolotl_clo.inspection import duration, memory
+from axolotl_clo.inspection import duration
 from axolotl_clo.inspection.config import Engine, engine_of, loaded
+from axolotl_clo.inspection.memory import FLOAT32, Memory, Model, estimate, optimizer_bytes, piece_of_logits
 from axolotl_clo.inspection.model import (
     Matrices,
     Structure,
@@ -216,7 +217,7 @@ class _Run:
             on: self._estimate(sizes, step, self._reference(mode, structure, way)) for on, step in steps.items()
         }
         optimizer = str(getattr(cfg.optimizer, "value", cfg.optimizer))
-        if not memory.optimizer_bytes(optimizer, sizes)[1]:
+        if not optimizer_bytes(optimizer, sizes)[1]:
             self.notes.append(f"optimizer: {optimizer} is taken to keep what AdamW keeps")
         vocabulary = structure.model.config.get_text_config().vocab_size
         piece = output_head.PIECE["other" if self.like_gpu else "cpu"]
@@ -226,20 +227,20 @@ class _Run:
             "checkpointing": chosen,
             "activations": {("with" if on else "without"): step.activations for on, step in steps.items()},
             "total": {("with" if on else "without"): one.total for on, one in estimates.items()},
-            "logits": memory.piece_of_logits(vocabulary, piece, scored, way.in_pieces),
+            "logits": piece_of_logits(vocabulary, piece, scored, way.in_pieces),
             "batch": {"rows": len(rows), "tokens": int(self._laid_out(structure)[rows].sum())},
             "optimizer": optimizer,
         }
 
-    def _sizes(self, structure: Structure) -> memory.Model:
+    def _sizes(self, structure: Structure) -> Model:
         model, quantized = structure.model, quantized_bytes(self.cfg)
         trained = [p for p in model.parameters() if p.requires_grad]
         count, own = sum(p.numel() for p in trained), sum(p.nbytes for p in trained)
         block, matrix = largest_block(model), max(p.nbytes for p in model.parameters())
-        found = memory.Model(weight_bytes(model, quantized), own, count, block, matrix if quantized else 0)
+        found = Model(weight_bytes(model, quantized), own, count, block, matrix if quantized else 0)
         if self.engine.zero == "fsdp" and (self.cfg.bf16 or self.cfg.fp16):
             # Accelerate keeps what trains in float32 there.
-            more = memory.FLOAT32 * count - own
+            more = FLOAT32 * count - own
             found = replace(found, weights=found.weights + more, trained=own + more)
         return found
 
@@ -273,12 +274,12 @@ class _Run:
             rows = max(self.batches, key=len)
         return scoring_pass(structure.model, fake_batch(mode, [self.dataset[i] for i in rows]), way)
 
-    def _estimate(self, sizes: memory.Model, step: Any, reference: int) -> memory.Memory:
+    def _estimate(self, sizes: Model, step: Any, reference: int) -> Memory:
         name = str(getattr(self.cfg.optimizer, "value", self.cfg.optimizer))
         foreach = self.like_gpu and "fused" not in name and "8bit" not in name
-        return memory.estimate(sizes, self.engine, name, step, reference, self._bucket(sizes), foreach)
+        return estimate(sizes, self.engine, name, step, reference, self._bucket(sizes), foreach)
 
-    def _bucket(self, sizes: memory.Model) -> int:
+    def _bucket(self, sizes: Model) -> int:
         """DeepSpeed's buffer of gradients on their way, at its default of 5e8 numbers, no more than there are."""
         zero = self.engine.zero
         return min(sizes.trained, round(5e8 * sizes.trained / sizes.trained_count)) if zero in ("1", "2", "3") else 0
