@@ -32,7 +32,7 @@ INT8_BYTES = 1.0
 
 @dataclass
 class Structure:
-    """A model on fake tensors, ready for `simulate.training_step`.
+    """A model without weights.
 
     model: with its adapter, and with what trains requiring gradients.
     train_modules: the scope, with `auto` resolved or assumed.
@@ -51,7 +51,7 @@ class Structure:
 
 
 def build(cfg: Any, train_modules: str) -> Structure:
-    """The model of a validated config as Axolotl and the plugin would set it up; under `simulate.fake_tensors`.
+    """The model of a validated config as Axolotl and the plugin would set it up, on the meta device.
 
     Args:
         cfg: of Axolotl.
@@ -62,6 +62,11 @@ def build(cfg: Any, train_modules: str) -> Structure:
     """
     clo = CLOConfig.from_cfg(cfg)
     assert clo is not None
+    with torch.device("meta"):
+        return _build(cfg, clo, train_modules)
+
+
+def _build(cfg: Any, clo: CLOConfig, train_modules: str) -> Structure:
     model = _model(cfg)
     if cfg.adapter:
         targets = cfg.lora_target_modules
@@ -150,7 +155,7 @@ def weight_bytes(model: Any, quantized: float | None = None) -> int:
     """Bytes of all parameters and buffers, adapters included.
 
     Args:
-        model: on fake tensors.
+        model: without weights.
         quantized: bytes of a weight of the linear layers but the output head, where these are quantized.
     """
     less = {id(module.weight) for module in _quantizable(model)} if quantized else set()

@@ -28,7 +28,7 @@ from axolotl_clo.inspection.model import (
     weight_bytes,
 )
 from axolotl_clo.inspection.rows import Lengths, sequences, token_counts
-from axolotl_clo.inspection.simulate import Way, fake_batch, fake_tensors, scoring_pass, training_step
+from axolotl_clo.inspection.simulate import Way, as_fake, fake_batch, fake_tensors, scoring_pass, training_step
 from axolotl_clo.schema import CLOConfig
 
 # What a model's forward may raise on tensors without contents.
@@ -67,14 +67,13 @@ def inspect_run(
         engine = engine_of(cfg, gpus, zero)
         run = _Run(cfg, engine, notes, say, like_gpu=bool(gpus) or torch.cuda.is_available())
         found: dict[str, Any] = {"config": run.config(path)}
-        train_modules = run.scope()
+        structure = build(cfg, run.scope())
+        found["model"] = run.model(structure)
         found |= {"rows": run.rows(), "samples": run.samples(samples), "tokens": run.tokens(), "steps": run.steps()}
         with fake_tensors(run.like_gpu) as mode:
-            structure = build(cfg, train_modules)
-            found["model"] = run.model(structure)
+            as_fake(structure.model)
             found["memory"] = run.memory(mode, structure)
-            products = matrices(structure.model)
-        found["time"] = run.time(products, structure, calibrate)
+        found["time"] = run.time(matrices(structure.model), structure, calibrate)
         return found | {"notes": notes}
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axolotl_clo import output_head, shared_prompts
@@ -67,6 +68,24 @@ def fake_tensors(like_gpu: bool = False) -> Iterator[FakeTensorMode]:
     finally:
         shared_prompts.forget()
         output_head.PIECE.update(pieces)
+
+
+def as_fake(model: nn.Module) -> None:
+    """Give a model built on the meta device fake tensors in place; under `fake_tensors`."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:  # tied weights stay tied
+            like = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if is_parameter else like
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, tensor in list(held.items()):
+                if isinstance(tensor, torch.Tensor):
+                    held[name] = fake(tensor)
 
 
 def fake_batch(mode: FakeTensorMode, rows: list[dict[str, Any]]) -> Batch:

@@ -10,6 +10,7 @@ from axolotl_clo.attention import restrict_training
 from axolotl_clo.collator import SEQUENCES, CLOCollator
 from axolotl_clo.inspection.simulate import (
     Way,
+    as_fake,
     fake_batch,
     fake_tensors,
     scoring_pass,
@@ -32,6 +33,13 @@ CONFIGS = {
 def rows(lengths: tuple[int, ...] = (40, 60, 50, 45), prompts: tuple[int, ...] = (12, 12, 9, 9)) -> list[Any]:
     sequences = {name: list(range(1, 1 + n)) for name, n in zip(SEQUENCES, lengths, strict=True)}
     return [{**sequences, "prompt_lengths": list(prompts), "language": 0}] * 2
+
+
+def fake(config: PreTrainedConfig, **options: Any) -> Any:
+    with torch.device("meta"), torch.utils._python_dispatch._disable_current_modes():
+        model = build(config, **options)
+    as_fake(model)
+    return model
 
 
 def build(config: PreTrainedConfig, scope: str = "attention", lora: bool = False, checkpointing: bool = False) -> Any:
@@ -57,7 +65,7 @@ def test_a_fake_step_allocates_what_a_real_one_does(kind: str, checkpointing: bo
     way = Way()
     real = training_step(build(CONFIGS[kind], checkpointing=checkpointing), CLOCollator()(rows()), way)
     with fake_tensors() as mode:
-        fake = training_step(build(CONFIGS[kind], checkpointing=checkpointing), fake_batch(mode, rows()), way)
+        fake = training_step(fake(CONFIGS[kind], checkpointing=checkpointing), fake_batch(mode, rows()), way)
     assert fake == real
     assert fake.activations > 0
     assert fake.gradients > 0
@@ -71,7 +79,7 @@ def test_a_fake_step_allocates_what_a_real_one_does(kind: str, checkpointing: bo
 def test_so_it_does_for_adapters_scopes_and_ways(options: dict[str, Any], way: Way) -> None:
     real = training_step(build(CONFIGS["llama"], **options), CLOCollator()(rows()), way)
     with fake_tensors() as mode:
-        fake = training_step(build(CONFIGS["llama"], **options), fake_batch(mode, rows()), way)
+        fake = training_step(fake(CONFIGS["llama"], **options), fake_batch(mode, rows()), way)
     assert fake == real
 
 
@@ -84,14 +92,15 @@ def test_what_a_llama_keeps_is_what_its_architecture_says() -> None:
     rejected = lengths[1] - prompts[1] + lengths[3] - prompts[3]
     tokens = sum(lengths) - prompts[0] - prompts[2]
     again = prompts[0] + prompts[2] + rejected  # keys and values of the prompts stand once more before the second
+    masks = sum((n - p) * n for n, p in ((lengths[1], prompts[1]), (lengths[3], prompts[3])))  # as float32, on a CPU
     norm = width + 1  # its input and the root
     attention = width + 5 * heads * size + heads  # input of q, k, v; q, k, v, what comes out twice, and its sum
     mlp = 3 * inner  # gate before and after its activation, and up
-    layer = tokens * (2 * norm + attention + mlp) + again * 2 * heads * size
+    layer = tokens * (2 * norm + attention + mlp) + again * 2 * heads * size + masks
     scored = sum(lengths) - sum(prompts)
     rotation = tokens * size * 2
-    expected = layers * layer - tokens * norm + tokens * norm + rotation + scored * width
-    #                           the first norm gets no gradient, the last one does; the head's own gradient
+    expected = layers * layer - tokens * norm + tokens * norm + rotation + scored * (width + 1)
+    # The first norm gets no gradient, the last one does; the head keeps its own gradient.
 
     kept: dict[int, int] = {}
 
@@ -111,7 +120,7 @@ def test_what_a_llama_keeps_is_what_its_architecture_says() -> None:
         scores = sequence_log_probs(model, share_prompts(batch), in_pieces=True)
         assert sum(kept.values()) == 4 * expected
     with fake_tensors() as mode:
-        step = training_step(build(config), fake_batch(mode, rows(lengths, prompts)[:1]), Way())
+        step = training_step(fake(config), fake_batch(mode, rows(lengths, prompts)[:1]), Way())
     assert step.activations == pytest.approx(4 * expected, rel=0.05)  # with masks, positions and results
     assert scores.shape == (1, 2, 2)
 
@@ -120,8 +129,8 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     config = CONFIGS["llama"]
     with fake_tensors() as mode:
         batch = fake_batch(mode, rows())
-        plain = training_step(build(config), batch, Way())
-        checkpointed = training_step(build(config, checkpointing=True), batch, Way())
+        plain = training_step(fake(config), batch, Way())
+        checkpointed = training_step(fake(config, checkpointing=True), batch, Way())
     tokens = batch["first_copies"].numel()
     inputs = 4 * tokens * config.hidden_size * config.num_hidden_layers
     assert inputs < checkpointed.activations < 2.5 * inputs < plain.activations
@@ -130,7 +139,7 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
 
 def test_gradients_of_an_earlier_micro_batch_are_there_at_the_peak() -> None:
     with fake_tensors() as mode:
-        batch, model = fake_batch(mode, rows()), build(CONFIGS["llama"])
+        batch, model = fake_batch(mode, rows()), fake(CONFIGS["llama"])
         first = training_step(model, batch, Way())
         second = training_step(model, batch, Way(accumulates=True))
     assert second.peak.named == second.gradients
@@ -139,13 +148,13 @@ def test_gradients_of_an_earlier_micro_batch_are_there_at_the_peak() -> None:
 
 def test_scoring_without_gradients_keeps_nothing_of_a_layer() -> None:
     with fake_tensors() as mode:
-        batch, model = fake_batch(mode, rows()), build(CONFIGS["llama"])
+        batch, model = fake_batch(mode, rows()), fake(CONFIGS["llama"])
         assert scoring_pass(model, batch, Way()) < training_step(model, batch, Way()).activations / 2
 
 
 def test_flash_attention_is_counted_where_it_cannot_run() -> None:
     with fake_tensors() as mode:
-        model = build(CONFIGS["llama"])
+        model = fake(CONFIGS["llama"])
         plain = training_step(model, fake_batch(mode, rows()), Way())
         stand_in_for_flash(model)
         flash = training_step(model, fake_batch(mode, rows()), Way())
@@ -157,5 +166,5 @@ def test_the_next_real_step_is_not_disturbed() -> None:
     batch, model = CLOCollator()(rows()), build(CONFIGS["llama"])
     before = training_step(model, batch, Way())
     with fake_tensors() as mode:
-        training_step(build(CONFIGS["llama"]), fake_batch(mode, rows()), Way())
+        training_step(fake(CONFIGS["llama"]), fake_batch(mode, rows()), Way())
     assert training_step(model, batch, Way()) == before
