@@ -3,8 +3,9 @@
     python -m tests.benchmarks.soak [--steps 2000] [--out soak.svg]        in the root of the repository
 
 trains a Llama of two layers through Axolotl's own `train`, with evaluation, held-out answers, checkpoints and logs on
-the way, and notes every few steps what is resident, how many files are open and what the logs take on disk. It prints, for
-each, the slope over the steps after the first quarter with its 95 % interval, says whether that is flat, and draws it.
+the way, and notes every few steps what is resident, how many files are open and what the logs take on disk. It prints,
+for each, the slope over the steps after the first quarter with its 95 % interval, says whether that is flat, and draws
+it.
 
 Flat is a slope whose interval holds 0, or which would come to less than 1 % of the level in as many steps again.
 Neighbouring samples are alike, so the slope is fitted to means of blocks.

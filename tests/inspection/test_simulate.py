@@ -35,7 +35,7 @@ def rows(lengths: tuple[int, ...] = (40, 60, 50, 45), prompts: tuple[int, ...] =
     return [{**sequences, "prompt_lengths": list(prompts), "language": 0}] * 2
 
 
-def fake(config: PreTrainedConfig, **options: Any) -> Any:
+def fake_model(config: PreTrainedConfig, **options: Any) -> Any:
     with torch.device("meta"), torch.utils._python_dispatch._disable_current_modes():
         model = build(config, **options)
     as_fake(model)
@@ -65,7 +65,7 @@ def test_a_fake_step_allocates_what_a_real_one_does(kind: str, checkpointing: bo
     way = Way()
     real = training_step(build(CONFIGS[kind], checkpointing=checkpointing), CLOCollator()(rows()), way)
     with fake_tensors() as mode:
-        fake = training_step(fake(CONFIGS[kind], checkpointing=checkpointing), fake_batch(mode, rows()), way)
+        fake = training_step(fake_model(CONFIGS[kind], checkpointing=checkpointing), fake_batch(mode, rows()), way)
     assert fake == real
     assert fake.activations > 0
     assert fake.gradients > 0
@@ -79,7 +79,7 @@ def test_a_fake_step_allocates_what_a_real_one_does(kind: str, checkpointing: bo
 def test_so_it_does_for_adapters_scopes_and_ways(options: dict[str, Any], way: Way) -> None:
     real = training_step(build(CONFIGS["llama"], **options), CLOCollator()(rows()), way)
     with fake_tensors() as mode:
-        fake = training_step(fake(CONFIGS["llama"], **options), fake_batch(mode, rows()), way)
+        fake = training_step(fake_model(CONFIGS["llama"], **options), fake_batch(mode, rows()), way)
     assert fake == real
 
 
@@ -120,7 +120,7 @@ def test_what_a_llama_keeps_is_what_its_architecture_says() -> None:
         scores = sequence_log_probs(model, share_prompts(batch), in_pieces=True)
         assert sum(kept.values()) == 4 * expected
     with fake_tensors() as mode:
-        step = training_step(fake(config), fake_batch(mode, rows(lengths, prompts)[:1]), Way())
+        step = training_step(fake_model(config), fake_batch(mode, rows(lengths, prompts)[:1]), Way())
     assert step.activations == pytest.approx(4 * expected, rel=0.05)  # with masks, positions and results
     assert scores.shape == (1, 2, 2)
 
@@ -129,8 +129,8 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
     config = CONFIGS["llama"]
     with fake_tensors() as mode:
         batch = fake_batch(mode, rows())
-        plain = training_step(fake(config), batch, Way())
-        checkpointed = training_step(fake(config, checkpointing=True), batch, Way())
+        plain = training_step(fake_model(config), batch, Way())
+        checkpointed = training_step(fake_model(config, checkpointing=True), batch, Way())
     tokens = batch["first_copies"].numel()
     inputs = 4 * tokens * config.hidden_size * config.num_hidden_layers
     assert inputs < checkpointed.activations < 2.5 * inputs < plain.activations
@@ -139,7 +139,7 @@ def test_checkpointing_keeps_the_input_of_each_layer() -> None:
 
 def test_gradients_of_an_earlier_micro_batch_are_there_at_the_peak() -> None:
     with fake_tensors() as mode:
-        batch, model = fake_batch(mode, rows()), fake(CONFIGS["llama"])
+        batch, model = fake_batch(mode, rows()), fake_model(CONFIGS["llama"])
         first = training_step(model, batch, Way())
         second = training_step(model, batch, Way(accumulates=True))
     assert second.peak.named == second.gradients
@@ -148,13 +148,13 @@ def test_gradients_of_an_earlier_micro_batch_are_there_at_the_peak() -> None:
 
 def test_scoring_without_gradients_keeps_nothing_of_a_layer() -> None:
     with fake_tensors() as mode:
-        batch, model = fake_batch(mode, rows()), fake(CONFIGS["llama"])
+        batch, model = fake_batch(mode, rows()), fake_model(CONFIGS["llama"])
         assert scoring_pass(model, batch, Way()) < training_step(model, batch, Way()).activations / 2
 
 
 def test_flash_attention_is_counted_where_it_cannot_run() -> None:
     with fake_tensors() as mode:
-        model = fake(CONFIGS["llama"])
+        model = fake_model(CONFIGS["llama"])
         plain = training_step(model, fake_batch(mode, rows()), Way())
         stand_in_for_flash(model)
         flash = training_step(model, fake_batch(mode, rows()), Way())
@@ -166,5 +166,5 @@ def test_the_next_real_step_is_not_disturbed() -> None:
     batch, model = CLOCollator()(rows()), build(CONFIGS["llama"])
     before = training_step(model, batch, Way())
     with fake_tensors() as mode:
-        training_step(fake(CONFIGS["llama"]), fake_batch(mode, rows()), Way())
+        training_step(fake_model(CONFIGS["llama"]), fake_batch(mode, rows()), Way())
     assert training_step(model, batch, Way()) == before
