@@ -26,7 +26,8 @@ class Lengths:
     @classmethod
     def of(cls, dataset: Any) -> Lengths:
         """Those of a dataset that `CrossLingualStrategy` tokenized."""
-        whole, prompts = [], []
+        whole: list[tuple[int, ...]] = []
+        prompts: list[list[int]] = []
         for part in dataset.select_columns([*SEQUENCES, "prompt_lengths"]).iter(batch_size=256):
             whole += zip(*(map(len, part[name]) for name in SEQUENCES), strict=True)
             prompts += part["prompt_lengths"]

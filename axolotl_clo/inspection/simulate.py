@@ -82,7 +82,8 @@ def as_fake(model: nn.Module) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for held in (module._parameters, module._buffers, vars(module)):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for held in holders:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, torch.Tensor):
                     held[name] = fake(tensor)
