@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-_ASKED = "ACCELERATE_USE_CPU"
+_ASKED, _DEVICE = "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"
 
 
 def join_cpu_processes(cfg: Any) -> None:
@@ -26,11 +26,12 @@ def join_cpu_processes(cfg: Any) -> None:
     if not _several_without_gpu():
         return
     asked = os.environ.get(_ASKED, "").lower() in ("1", "true", "yes")
-    if not asked and "ACCELERATE_TORCH_DEVICE" not in os.environ:
+    if not asked and os.environ.get(_DEVICE) != "cpu":
         raise ValueError(
             f"{os.environ['WORLD_SIZE']} processes were started and no CUDA device is there: each would train a model "
             f"of its own. Set {_ASKED}=true to run them on the CPU, or start one process"
         )
+    os.environ[_DEVICE] = "cpu"  # Ray names the GPU it was told of
     if cfg.get("deepspeed"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _shard_over_cpu("NO")
@@ -60,7 +61,6 @@ def _shard_over_cpu(distributed_type: str) -> None:
 
     # With this switch on, Accelerate does not look at DeepSpeed or FSDP; the device says the same.
     os.environ.pop(_ASKED, None)
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     answer = ("gloo", DistributedType[distributed_type])
     PartialState._prepare_backend = lambda *_args, **_kwargs: answer
 
