@@ -83,7 +83,7 @@ def test_ran_on_what_it_says(case: Case, runs: Runs) -> None:
     assert [rank["rank"] for rank in ranks] == list(range(case.processes))
     for rank in ranks:
         assert (rank["distributed_type"], rank["processes"]) == (engine.distributed_type, case.processes)
-        assert rank["wrapper"] == engine.wrapper.replace("Llama", "Peft" if "lora" in case.scope else "Llama")
+        assert rank["wrapper"] == engine.wrapper.replace("Llama", "PeftModel" if "lora" in case.scope else "Llama")
         assert engine.parameter in rank["parameters"]
         # Axolotl's LoRA kernels leave the adapter gathered after an evaluation.
         assert engine.parameter == "Parameter" or all(".lora_" in name for name in rank["plain"])
