@@ -29,6 +29,10 @@ from transformers import TrainerCallback
 from axolotl_clo.plugin import CLOPlugin
 
 
+# Seconds after which a case is taken to hang; a busy machine may need minutes for one.
+TIMEOUT = 900
+
+
 class Clock(TrainerCallback):
     """Seconds of each step."""
 
@@ -54,7 +58,7 @@ def run_case(case: dict[str, Any], folder: Path) -> None:
         if child == 0:
             become_rank(case, folder, rank, port)
         children.append(child)
-    deadline = time.monotonic() + case.get("timeout", 300)
+    deadline = time.monotonic() + TIMEOUT
     failed = 0
     while children:
         for child in list(children):
