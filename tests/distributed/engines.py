@@ -153,7 +153,9 @@ def write_config(case: Case, base_model: Path, rows: Path, folder: Path, options
         config["gradient_checkpointing"] = True
     file = folder / "config.yml"
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump({k: v for k, v in config.items() if v is not None}, allow_unicode=True), encoding="utf-8"
+    )
     return file
 
 

@@ -28,7 +28,6 @@ from transformers import TrainerCallback
 
 from axolotl_clo.plugin import CLOPlugin
 
-
 # Seconds after which a case is taken to hang; a busy machine may need minutes for one.
 TIMEOUT = 900
 

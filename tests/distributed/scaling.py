@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from conftest import make_tiny_llama, starter_rows, write_rows
 from engines import EVERY, Case, run
@@ -21,7 +22,13 @@ def print_scaling(folder: Path) -> None:
     base = make_tiny_llama(folder / "llama", **SHAPE, num_key_value_heads=6)
     rows = write_rows(folder / "rows.jsonl", starter_rows()[:64])
     cases = [*(Case("one process", "attention", n) for n in (1, 2)), *(Case(name, "attention") for name in EVERY)]
-    work = {"micro_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": STEPS, "val_set_size": 0.0}
+    work: dict[str, Any] = {
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": STEPS,
+        "val_set_size": 0.0,
+        "eval_steps": None,
+    }
     run(cases, base, rows, folder, **work)
     one, apart, *_ = seconds = [_seconds_a_step(Run(folder / case.name)) for case in cases]
     print("| engine | processes | seconds a step | of that communication | rows a second, times one process |")
