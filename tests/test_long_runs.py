@@ -70,6 +70,7 @@ def test_a_whole_checkpoint_has_no_problem_and_a_cut_file_is_named(run: Any, tmp
     assert problem_of(checkpoint) == "trainer_state.json is missing"
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_cut_checkpoint_is_passed_over_for_the_one_before(
     run: Any, straight: Path, tmp_path: Path, clo_log: pytest.LogCaptureFixture
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before(
         assert torch.equal(weight, weights(straight / "out")[name]), name
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_cut_checkpoint_that_the_user_named_is_refused(run: Any, tmp_path: Path) -> None:
     named = tmp_path / "out" / "checkpoint-6"
     cut(named / "optimizer.pt")
@@ -95,6 +97,7 @@ def test_a_cut_checkpoint_that_the_user_named_is_refused(run: Any, tmp_path: Pat
         run(resume_from_checkpoint=str(named))
 
 
+@pytest.mark.bad_input("long runs")
 def test_without_a_whole_checkpoint_training_begins_anew(tmp_path: Path, clo_log: pytest.LogCaptureFixture) -> None:
     (tmp_path / "checkpoint-2").mkdir()
     assert whole_checkpoint(tmp_path / "checkpoint-2", found_by_itself=True) is None
@@ -158,12 +161,14 @@ def poisoned(tiny_llama: Path, tmp_path: Path, parallel_file: Path) -> tuple[Pat
     return tmp_path / "poisoned", row + 1
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_reference_that_is_no_number_names_the_row(poisoned: tuple[Path, int], write_config: Write) -> None:
     model, row = poisoned
     with pytest.raises(ValueError, match=rf"gives 1 of 12 rows a log-probability that is no number \(rows {row} of"):
         train(write_config(base_model=str(model)))
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_row(
     poisoned: tuple[Path, int], write_config: Write
 ) -> None:
@@ -175,6 +180,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_row(
         train(write_config(base_model=str(model), clo=clo, max_steps=3))
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_loss_that_is_no_number_is_skipped_where_that_is_asked_for(
     poisoned: tuple[Path, int], write_config: Write, tmp_path: Path, clo_log: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +196,7 @@ def test_a_loss_that_is_no_number_is_skipped_where_that_is_asked_for(
     assert len([x for x in logged(trainer, "clo/nll") if x == x]) == 2, "metrics are of the steps that counted"
 
 
+@pytest.mark.bad_input("config")
 def test_skipping_is_refused_where_the_engine_takes_its_steps_itself(write_config: Write) -> None:
     config = write_config(clo={"target_lang": "de", "nonfinite_loss": "skip"}, deepspeed="zero2.json")
     with pytest.raises(ValueError, match=r"clo.nonfinite_loss: skip .* DeepSpeed"):
@@ -226,6 +233,7 @@ def full_disk() -> Iterator[Callable[[], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.bad_input("long runs")
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "text"])
 def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_disk: Callable[[], None]) -> None:
     checkpoint, large = tmp_path / "checkpoint-4", torch.ones(10_000)
@@ -244,6 +252,7 @@ def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_di
     assert not checkpoint.exists()
 
 
+@pytest.mark.bad_input("long runs")
 def test_a_full_disk_ends_the_run_and_names_the_checkpoint_that_is_whole(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[], None]
 ) -> None:

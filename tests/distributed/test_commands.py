@@ -55,6 +55,7 @@ def test_zero3_on_two_processes_as_typed(tiny_llama: Path, tmp_path: Path) -> No
     assert_only_attention_moved(tiny_llama, tmp_path / "out")
 
 
+@pytest.mark.bad_input("distributed")
 @pytest.mark.parametrize("line", ["deepspeed", "fsdp_config", None])
 def test_processes_that_would_not_find_one_another_are_refused(
     line: str | None, monkeypatch: pytest.MonkeyPatch

@@ -148,6 +148,7 @@ def test_files_that_are_no_config_of_a_clo_run(text: str | None, message: str, t
     assert message in str(error)
 
 
+@pytest.mark.bad_input("config")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -166,6 +167,7 @@ def test_errors_are_those_of_training_and_name_what_is_wrong(
         inspect_run(write_config(**options))
 
 
+@pytest.mark.bad_input("config")
 def test_options_of_a_config_are_refused_for_a_dataset(tmp_path: Path) -> None:
     for option in (["--gpus", "8"], ["--zero", "2"], ["--calibrate"]):
         error = command(str(tmp_path), *option).exception
