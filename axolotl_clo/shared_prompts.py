@@ -138,14 +138,15 @@ def _sdpa(
     """Pair by pair."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-    parts, start = [], 0
-    for prompt, chosen, rejected in pairs:
-        one, two = start + prompt + chosen, start + prompt + chosen + rejected
-        first, behind, both = slice(start, one), slice(one, two), slice(start, start + prompt)
-        parts.append(_causal(query[:, :, first], key[:, :, first], value[:, :, first], dropout, scaling))
-        keys, values = (torch.cat([x[:, :, both], x[:, :, behind]], dim=2) for x in (key, value))
-        parts.append(_causal(query[:, :, behind], keys, values, dropout, scaling))
-        start = two
+    # Split at once: the gradient of a slice is as long as what it is cut from, and would be added up for each pair.
+    lengths = [length for prompt, chosen, rejected in pairs for length in (prompt + chosen, rejected)]
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+    parts = []
+    for i, (prompt, _, _) in enumerate(pairs):
+        first, behind = 2 * i, 2 * i + 1
+        parts.append(_causal(queries[first], keys[first], values[first], dropout, scaling))
+        seen = (torch.cat([x[first][:, :, :prompt], x[behind]], dim=2) for x in (keys, values))
+        parts.append(_causal(queries[behind], *seen, dropout, scaling))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
