@@ -78,22 +78,26 @@ def loaded(file: Path, gpus: int | None) -> Iterator[tuple[Any, list[str]]]:
     Raises:
         ValueError: the errors of `axolotl train`.
     """
-    read_config(file)
+    raw = read_config(file)
     with _as_before(), tempfile.TemporaryDirectory(prefix="clo-inspect-") as folder, redirect_stdout(sys.stderr):
         import torch
         from axolotl.cli import config as axolotl_config
         from axolotl.utils.tee import close_debug_log
 
         notes = []
+        instead: dict[str, Any] = {
+            "output_dir": str(Path(folder) / "out"),
+            "dataset_prepared_path": str(Path(folder) / "prepared"),
+        }
         probe = axolotl_config.gpu_capabilities
         if gpus and not torch.cuda.is_available():
             notes.append("no GPU here: the config was checked as on an H100 (compute capability 9.0)")
             env = {"torch_version": str(torch.__version__).split("+")[0]}
             axolotl_config.gpu_capabilities = lambda: (dict(PLANNED_GPU), env)
+            if raw.get("bf16") == "auto":
+                instead["bf16"] = True
         try:
-            cfg = axolotl_config.load_cfg(
-                str(file), output_dir=str(Path(folder) / "out"), dataset_prepared_path=str(Path(folder) / "prepared")
-            )
+            cfg = axolotl_config.load_cfg(str(file), **instead)
         except OSError as error:
             raise ValueError(f"{file}: {error}") from error
         finally:
@@ -125,7 +129,7 @@ def engine_of(cfg: Any, gpus: int | None, zero: str | None) -> Engine:
     """
     count = gpus or 1
     if zero is not None:
-        return Engine(count, zero)
+        return Engine(count, None if zero == "0" else zero)
     if cfg.deepspeed:
         stage = _deepspeed(cfg.deepspeed).get("zero_optimization") or {}
         return Engine(

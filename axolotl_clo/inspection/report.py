@@ -185,6 +185,8 @@ class _Run:
 
     def model(self, structure: Structure) -> dict[str, Any]:
         counts = structure.parameters()
+        if structure.cannot_share:
+            self.notes.append(f"prompts are not shared between responses: {structure.cannot_share}")
         return {
             "class": type(structure.model.get_base_model() if self.cfg.adapter else structure.model).__name__,
             "train_modules": structure.train_modules,

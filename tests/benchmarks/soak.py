@@ -151,7 +151,8 @@ def picture(samples: list[Sample]) -> str:
         points = [(float(sample.step), float(getattr(sample, name))) for sample in samples]
         series = Series(f"{points[-1][1]:,.0f}", i + 1, points, marked=False)
         chart = lines([series], (width, height), ("optimizer steps", title), forms.get(name, "{:,.0f}".format))
-        place = f'<svg y="{i * (height + 16)}" width="{width}" height="{height}" '
+        sized = f"width: {width}px; height: {height}px"  # over the style sheet, which is for a page
+        place = f'<svg y="{i * (height + 16)}" style="{sized}" '
         drawn += str(chart).replace("<svg ", place, 1)
     whole = len(TITLES) * (height + 16)
     return (
