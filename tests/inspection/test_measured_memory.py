@@ -14,8 +14,10 @@ from conftest import starter_rows, write_rows
 
 Write = Callable[..., Path]
 
-# Tensors dominate what a process needs beside them: 250 MB and more.
-SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+# Small matrices and many tokens, so that activations of several hundred MB cost seconds.
+SHAPE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+# glibc otherwise keeps freed blocks of up to 32 MiB for later, which no estimate of tensors can know.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 WITH_LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "gradient_checkpointing": True}
 
 
@@ -39,7 +41,7 @@ def inspected(config: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         timeout=1800,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **GIVEN_BACK},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
@@ -48,7 +50,7 @@ def inspected(config: Path) -> dict[str, Any]:
 def check(found: dict[str, Any], within: float = 0.15) -> None:
     parts, measured = found["memory"]["parts"], found["time"]["calibration"]
     estimated = parts["total"] - parts["weights"]
-    assert measured["peak"] > 100 * 2**20, "too small a run to say anything"
+    assert measured["peak"] > 200 * 2**20, "too small a run to say anything"
     assert estimated == pytest.approx(measured["peak"], rel=within)
     assert found["time"]["seconds"] > 0
     assert measured["layout"] == "shared"
@@ -56,13 +58,13 @@ def check(found: dict[str, Any], within: float = 0.15) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "options", [{"micro_batch_size": 2}, WITH_LORA | {"micro_batch_size": 8}], ids=["attention", "lora-checkpointed"]
+    "options", [{"micro_batch_size": 16}, WITH_LORA | {"micro_batch_size": 64}], ids=["attention", "lora-checkpointed"]
 )
 def test_peak_of_a_cpu_process_is_within_15_percent(
     options: dict[str, Any], write_config: Write, large_llama: Path, parallel_file: Path
 ) -> None:
     row = max(starter_rows(), key=lambda row: len(row["response"]["de"]))
-    write_rows(parallel_file, [row] * 32)  # as large as the largest batch, whichever rows are drawn
+    write_rows(parallel_file, [row] * 128)  # as large as the largest batch, whichever rows are drawn
     check(inspected(write_config(base_model=str(large_llama), max_steps=None, sequence_len=1024, **options)))
 
 
