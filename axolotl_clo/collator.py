@@ -56,8 +56,9 @@ class CLOCollator:
             for first, second in ((0, 1), (2, 3)):
                 # A token on the border of prompt and response is part of the response, so prompts may differ by one.
                 shared = min(row["prompt_lengths"][first], row["prompt_lengths"][second])
-                if shared:
-                    pairs.append([shared, *(len(row[SEQUENCES[i]]) - shared for i in (first, second))])
+                rests = [len(row[SEQUENCES[i]]) - shared for i in (first, second)]
+                if shared or any(rests):
+                    pairs.append([shared, *rests])
         ids = torch.tensor([input_ids], dtype=torch.long)
         positions = torch.tensor(logit_positions, dtype=torch.long)
         batch: dict[str, Any] = {

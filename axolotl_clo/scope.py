@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.collator import CLOCollator
@@ -110,7 +111,7 @@ def measure_knowledge(model: Any, strategy: CrossLingualStrategy, dataset: Any) 
         language, row = example["language"], dataset[example["row"] - 1]
         prompt_lengths = [length if i in (0, 2) else 0 for i, length in enumerate(example["prompt_lengths"])]
         chosen = {**example, "source_rejected": [], "target_rejected": [], "prompt_lengths": prompt_lengths}
-        batch = {name: value.to(device) for name, value in collate([chosen]).items()}
+        batch = send_to_device(collate([chosen]), device)
         with torch.no_grad():
             scores = sequence_log_probs(model, batch, packed=False)[0, :, 0]
         nats[language] -= scores.double().cpu()
