@@ -81,7 +81,7 @@ def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> Non
     os.dup2(log, 1)
     os.dup2(log, 2)
     world = str(case["processes"])
-    if case["processes"] > 1 and not case["apart"]:
+    if case["processes"] > 1 and not case.get("apart"):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     faulthandler.register(signal.SIGUSR1)
@@ -112,7 +112,7 @@ def train(case: dict[str, Any], rank: int) -> dict[str, Any]:
     torch.manual_seed(0)
     axolotl.train.train = train_and_keep
     own = Path(case["folder"]) / f"apart{rank}"
-    apart = {"output_dir": str(own), "dataset_prepared_path": str(own / "prepared")} if case["apart"] else {}
+    apart = {"output_dir": str(own), "dataset_prepared_path": str(own / "prepared")} if case.get("apart") else {}
     cfg = load_config(Path(case["config"]), **apart)
     clock = Clock()
     CLOPlugin.add_callbacks_post_trainer = lambda *_: [clock]
