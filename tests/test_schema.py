@@ -240,6 +240,8 @@ def test_defaults_are_the_method(write_config: Write) -> None:
         "layers": None,
         "reference": "precompute",
         "share_prompts": True,
+        "nonfinite_loss": "stop",
+        "tokens_per_batch": None,
         "max_examples": None,
         "target_source_ratio": 1.0,
         "rejected": "source",
