@@ -145,8 +145,8 @@ def _sdpa(
     for i, (prompt, _, _) in enumerate(pairs):
         first, behind = 2 * i, 2 * i + 1
         parts.append(_causal(queries[first], keys[first], values[first], dropout, scaling))
-        seen = (torch.cat([x[first][:, :, :prompt], x[behind]], dim=2) for x in (keys, values))
-        parts.append(_causal(queries[behind], *seen, dropout, scaling))
+        seen, said = (torch.cat([x[first][:, :, :prompt], x[behind]], dim=2) for x in (keys, values))
+        parts.append(_causal(queries[behind], seen, said, dropout, scaling))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

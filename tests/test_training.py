@@ -351,7 +351,8 @@ def test_a_step_does_not_wait_for_the_device(share: bool, write_config: Write, m
     clo = {"target_lang": ["de", "ko"], "share_prompts": share}
     train(write_config(clo=clo, micro_batch_size=2, max_steps=3, include_tkps=True))
     # The lengths of shared prompts come with the batch as a list, and are handed through the model as a host tensor.
-    assert reads.places <= {"shared_prompts.py: attention"}
+    # Whether the loss is a number is looked at where the Trainer looks at it next.
+    assert reads.places <= {"shared_prompts.py: _of_pairs", "long_runs.py: training_step"}
 
 
 @pytest.mark.gpu

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from axolotl_clo.cli import app
 from axolotl_clo.inspection.report import inspect_run
 
 Write = Callable[..., Path]
-
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +158,6 @@ def test_files_that_are_no_config_of_a_clo_run(text: str | None, message: str, t
         ({"clo": {"target_lang": "de", "layers": "1-4"}}, "reaches layer 4, but the model has 2 layers"),
         ({"sample_packing": True}, "cannot run with `sample_packing: True`"),
         ({"datasets": [{"path": "./none.jsonl", "type": "axolotl_clo.cross_lingual"}]}, "none.jsonl"),
-        pytest.param({"deepspeed": "./none.json"}, "none.json", marks=needs_deepspeed),
     ],
 )
 def test_errors_are_those_of_training_and_name_what_is_wrong(

@@ -98,10 +98,9 @@ def problems(source: str) -> list[str]:
 
 
 def _from_user(value: ast.expr) -> bool:
-    """False, or an option of that name."""
-    return (isinstance(value, ast.Constant) and value.value is False) or ast.unparse(value).endswith(
-        "trust_remote_code"
-    )
+    """False, or an option of that name, which may be unset."""
+    option = ast.unparse(value).removeprefix("bool(").removesuffix(")")
+    return (isinstance(value, ast.Constant) and value.value is False) or option.endswith("trust_remote_code")
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
