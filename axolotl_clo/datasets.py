@@ -28,6 +28,9 @@ def check_local_files(cfg: Any) -> None:
     Raises:
         ValueError: names the option, the file and, for a broken line, its number.
     """
+    deepspeed = cfg.get("deepspeed")
+    if isinstance(deepspeed, str) and deepspeed.endswith(".json") and not Path(deepspeed).exists():
+        raise ValueError(f"deepspeed: no such file: {deepspeed} (relative to {Path.cwd().name}/)")
     for option, dataset in _entries(cfg):
         path = str(dataset.get("path") or "")
         named = dataset.get("data_files") or []

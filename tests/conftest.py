@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,8 +154,6 @@ def write_config(tmp_path: Path, tiny_llama: Path, parallel_file: Path) -> Calla
 def _fresh_plugin_manager() -> Any:
     """Axolotl keeps plugins for the life of a process; a test must not see those of another."""
     yield
-    import sys
-
     if "axolotl.integrations.base" in sys.modules:
         from axolotl.integrations.base import PluginManager
 
@@ -200,6 +201,20 @@ def train(file: Path, **overrides: Any) -> Any:
         cfg = load_config(file, **overrides)
         meta = (load_preference_datasets if cfg.rl else load_datasets)(cfg=cfg)
         return axolotl_train(cfg=cfg, dataset_meta=meta)[2]
+
+
+def train_on_two_ranks(file: Path) -> str:
+    """What two CPU processes print that train together, see `run_rank.py`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parent / "run_rank.py"
+    result = subprocess.run([*command, str(script), str(file)], capture_output=True, text=True, env=env, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("RANK ran on MULTI_CPU with 2 processes") == 2, result.stdout[-3000:]
+    return result.stdout
 
 
 def evaluate(file: Path, **overrides: Any) -> dict[str, float]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -17,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from conftest import load_config, logged, train, weights
+from conftest import load_config, logged, train, train_on_two_ranks, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,16 +197,8 @@ def test_two_ranks_share_an_epoch(write_config: Write, tmp_path: Path) -> None:
     options |= {"optimizer": "sgd", "learning_rate": 0.1, "num_epochs": 2}
     one = train(write_config(**options, output_dir=str(tmp_path / "one")))
     config = write_config("two.yml", **options, output_dir=str(tmp_path / "two"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).parent / "run_rank.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, str(script), str(config)], capture_output=True, text=True, env=env, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("RANK ran on MULTI_CPU with 2 processes") == 2, result.stdout[-3000:]
-    assert logged(one, "loss")[0] == pytest.approx(float(result.stdout.split("RANK0 loss ")[1].split()[0]), abs=1e-5)
+    said = train_on_two_ranks(config)
+    assert logged(one, "loss")[0] == pytest.approx(float(said.split("RANK0 loss ")[1].split()[0]), abs=1e-5)
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-5, rtol=0)
 

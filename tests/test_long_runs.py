@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logged, train, weights
+from conftest import ROOT, logged, train, weights
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -198,7 +198,10 @@ def test_a_loss_that_is_no_number_is_skipped_where_that_is_asked_for(
 
 @pytest.mark.bad_input("config")
 def test_skipping_is_refused_where_the_engine_takes_its_steps_itself(write_config: Write) -> None:
-    config = write_config(clo={"target_lang": "de", "nonfinite_loss": "skip"}, deepspeed="zero2.json")
+    config = write_config(
+        clo={"target_lang": "de", "nonfinite_loss": "skip"},
+        deepspeed=str(ROOT / "example_configs/deepspeed/zero2.json"),
+    )
     with pytest.raises(ValueError, match=r"clo.nonfinite_loss: skip .* DeepSpeed"):
         train(config)
 

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import load_config, logged, starter_rows, train, weights, write_rows
+from conftest import load_config, logged, starter_rows, train, train_on_two_ranks, weights, write_rows
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,17 +90,9 @@ def test_two_ranks_take_the_same_step_as_one(write_config: Write, tmp_path: Path
     options = {"optimizer": "sgd", "learning_rate": 0.1, "max_steps": 1, "shuffle_merged_datasets": False}
     one = train(write_config(**options, micro_batch_size=4, output_dir=str(tmp_path / "one")))
     config = write_config("two.yml", **options, micro_batch_size=2, output_dir=str(tmp_path / "two"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).parent / "run_rank.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, str(script), str(config)], capture_output=True, text=True, env=env, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("RANK ran on MULTI_CPU with 2 processes") == 2, result.stdout[-3000:]
-    assert logged(one, "loss")[0] == pytest.approx(float(result.stdout.split("RANK0 loss ")[1].split()[0]), abs=1e-5)
-    assert logged(one, "clo/nll")[0] == pytest.approx(float(result.stdout.split("RANK0 nll ")[1].split()[0]), abs=2e-5)
+    said = train_on_two_ranks(config)
+    assert logged(one, "loss")[0] == pytest.approx(float(said.split("RANK0 loss ")[1].split()[0]), abs=1e-5)
+    assert logged(one, "clo/nll")[0] == pytest.approx(float(said.split("RANK0 nll ")[1].split()[0]), abs=2e-5)
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-5, rtol=0)
 

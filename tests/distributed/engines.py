@@ -171,10 +171,15 @@ def run(cases: list[Case], base_model: Path, rows: Path, folder: Path, **options
         config = write_config(case, base_model, rows, own, options)
         apart = case.engine == "one process"
         jobs.append({"config": str(config), "folder": str(own), "processes": case.processes, "apart": apart})
+    start("run_cases.py", jobs, folder)
+
+
+def start(script: str, jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Run a script of this folder on jobs, in a process of its own; its log lies beside them."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(file)]
-    with (folder / "run_cases.log").open("w") as log:
+    with (folder / script).with_suffix(".log").open("w") as log:
+        command = [sys.executable, str(Path(__file__).parent / script), str(file)]
         subprocess.run(command, env=env, stdout=log, stderr=log, check=True)

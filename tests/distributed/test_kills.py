@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import starter_rows, weights, write_rows
-from engines import ROOT
+from engines import start
 from filelock import FileLock
 
 pytestmark = [
@@ -83,20 +81,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Any:
                     jobs.append(
                         {"config": str(config), "folder": str(group / name), "processes": processes, "kill": kill}
                     )
-                start(jobs, group)
+                start("kills.py", jobs, group)
         return group
 
     return of
-
-
-def start(jobs: list[dict[str, Any]], folder: Path) -> None:
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    with (folder / "kills.log").open("w") as log:
-        command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(file)]
-        subprocess.run(command, env=env, stdout=log, stderr=log, check=True)
 
 
 PROCESSES = [1, pytest.param(2, marks=pytest.mark.distributed)]

@@ -158,6 +158,7 @@ def test_files_that_are_no_config_of_a_clo_run(text: str | None, message: str, t
         ({"clo": {"target_lang": "de", "layers": "1-4"}}, "reaches layer 4, but the model has 2 layers"),
         ({"sample_packing": True}, "cannot run with `sample_packing: True`"),
         ({"datasets": [{"path": "./none.jsonl", "type": "axolotl_clo.cross_lingual"}]}, "none.jsonl"),
+        ({"deepspeed": "./none.json"}, "none.json"),
     ],
 )
 def test_errors_are_those_of_training_and_name_what_is_wrong(

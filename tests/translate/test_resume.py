@@ -92,7 +92,7 @@ def test_killed_at_twenty_random_moments(source, undisturbed, tmp_path, workers)
         with suppress(ProcessLookupError):  # it came to its end just now
             os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
-    assert killed  # else the test has shown nothing; on a busy machine the end may come sooner than a kill
+    assert killed >= 3  # else the test has shown nothing
     subprocess.run(_arguments(source, tmp_path / "out", "--workers", str(workers)), check=True, capture_output=True)
     assert _contents(tmp_path / "out") == expected
 
