@@ -23,7 +23,7 @@ def resolve_starter(cfg: Any) -> None:
 
 
 def check_local_files(cfg: Any) -> None:
-    """Stop on a missing dataset file or a JSON line that does not parse.
+    """Stop on a missing file of a dataset or of DeepSpeed, or a JSON line that does not parse.
 
     Raises:
         ValueError: names the option, the file and, for a broken line, its number.

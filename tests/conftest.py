@@ -36,6 +36,24 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# What runs of a tiny model have in common; a test says what it needs otherwise.
+SMALL_RUN: dict[str, Any] = {
+    "sequence_len": 512,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 2,
+    "num_epochs": 1,
+    "optimizer": "adamw_torch",
+    "learning_rate": 1e-3,
+    "lr_scheduler": "constant",
+    "bf16": False,
+    "tf32": False,
+    "attn_implementation": "sdpa",
+    "logging_steps": 1,
+    "dataset_num_proc": 0,
+    "seed": 3,
+}
+
 
 def starter_rows(split: str = "train") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (starter_folder() / f"{split}.jsonl").open(encoding="utf-8")]
@@ -126,21 +144,8 @@ def write_config(tmp_path: Path, tiny_llama: Path, parallel_file: Path) -> Calla
             "datasets": [{"path": str(parallel_file), "type": "axolotl_clo.cross_lingual"}],
             "dataset_prepared_path": str(tmp_path / "prepared"),
             "output_dir": str(tmp_path / "out"),
-            "sequence_len": 512,
-            "micro_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_steps": 2,
-            "num_epochs": 1,
-            "optimizer": "adamw_torch",
-            "learning_rate": 1e-3,
-            "lr_scheduler": "constant",
-            "bf16": False,
-            "tf32": False,
-            "attn_implementation": "sdpa",
-            "logging_steps": 1,
+            **SMALL_RUN,
             "save_strategy": "no",
-            "dataset_num_proc": 0,
-            "seed": 3,
         }
         config.update(options)
         file = tmp_path / name

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import SMALL_RUN
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None or shutil.which("g++") is None,
@@ -125,25 +126,16 @@ def write_config(case: Case, base_model: Path, rows: Path, folder: Path, options
         "clo": {"target_lang": "de", "eval_answers": 1},
         "datasets": [{"path": str(rows), "type": "axolotl_clo.cross_lingual"}],
         "dataset_prepared_path": str(folder / "prepared"),
-        "dataset_num_proc": 0,
         "val_set_size": HELD_OUT / ROWS,
         "eval_steps": STEPS // 2,
         "output_dir": str(folder / "out"),
-        "sequence_len": 512,
+        **SMALL_RUN,
         "micro_batch_size": micro,
         "gradient_accumulation_steps": accumulated,
         "max_steps": STEPS,
         "num_epochs": STEPS,
-        "optimizer": "adamw_torch",
-        "learning_rate": 1e-3,
-        "lr_scheduler": "constant",
         "max_grad_norm": 0.5,
-        "bf16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "logging_steps": 1,
         "save_strategy": "no",
-        "seed": 3,
         **ENGINES[case.engine].options,
         **SCOPES[case.scope],
         **options,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import starter_rows, weights, write_rows
+from conftest import SMALL_RUN, starter_rows, weights, write_rows
 from engines import start
 from filelock import FileLock
 
@@ -40,22 +40,14 @@ def write_config(folder: Path, base_model: Path, rows: Path, processes: int) -> 
         "clo": {"target_lang": "de", "eval_answers": 0},
         "datasets": [{"path": str(rows), "type": "axolotl_clo.cross_lingual"}],
         "dataset_prepared_path": str(folder / "prepared"),
-        "dataset_num_proc": 0,
         "output_dir": str(folder / "out"),
-        "sequence_len": 512,
+        **SMALL_RUN,
         "micro_batch_size": 2 // processes,
         "max_steps": STEPS,
         "num_epochs": STEPS,
-        "optimizer": "adamw_torch",
-        "learning_rate": 1e-3,
         "lr_scheduler": "cosine",
-        "bf16": False,
-        "tf32": False,
-        "attn_implementation": "sdpa",
-        "logging_steps": 1,
         "save_steps": SAVED_EVERY,
         "auto_resume_from_checkpoints": True,
-        "seed": 3,
     }
     folder.mkdir(parents=True)
     file = folder / "config.yml"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import starter_rows, train, write_rows
+from conftest import SMALL_RUN, starter_rows, train, write_rows
 from servers import Reply, Server, completion, error
 
 SECRETS = {
@@ -143,22 +143,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[
             ],
             "dataset_prepared_path": str(folder / "prepared"),
             "output_dir": str(folder / "trained"),
-            "sequence_len": 512,
-            "micro_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "max_steps": 2,
+            **SMALL_RUN,
             "save_steps": 1,
             "eval_steps": 1,
-            "num_epochs": 1,
-            "optimizer": "adamw_torch",
-            "learning_rate": 1e-3,
-            "lr_scheduler": "constant",
-            "bf16": False,
-            "tf32": False,
-            "attn_implementation": "sdpa",
-            "logging_steps": 1,
-            "dataset_num_proc": 0,
-            "seed": 3,
         }
         file = source.with_name("config.yml")
         file.write_text(json.dumps(config, indent=1))
