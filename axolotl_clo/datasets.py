@@ -1,8 +1,9 @@
-"""Dataset paths of a config: the starter rows by name, and local files checked before anything is loaded."""
+"""Paths of a config: the starter rows by name, local files and folders checked before anything is loaded."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ def check_local_files(cfg: Any) -> None:
                 _check_json_lines(option, file)
             elif _looks_local(name) and not file.exists():
                 raise ValueError(f"{option}: no such file or folder: {name} (relative to {Path.cwd().name}/)")
+
+
+def check_folders(cfg: Any) -> None:
+    """Make the folders that a run writes to, before hours are spent on what could not be kept.
+
+    Raises:
+        ValueError: names the option and the folder that cannot be made or written to.
+    """
+    for option in ("output_dir", "dataset_prepared_path"):
+        folder = cfg.get(option)
+        if not folder:
+            continue  # Axolotl's default, below the working directory
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"{option}: {folder} cannot be written to ({error}); set another folder") from error
 
 
 def dataset_entries(config: Any) -> list[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_clo.checks import ATTENTION_KERNELS, HELD_OUT, trains_on_parallel_rows, uses_parallel_rows
 from axolotl_clo.cpu_processes import join_cpu_processes, place_on_cpu
-from axolotl_clo.datasets import check_local_files, resolve_starter
+from axolotl_clo.datasets import check_folders, check_local_files, resolve_starter
 from axolotl_clo.schema import CLOConfig, select_layers
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class CLOPlugin(BasePlugin):
         """Take `rl: clo` out of the raw config. Idempotent, as Ray workers register a second time.
 
         Raises:
-            ValueError: an option of ours stands at top level, or a dataset file is missing or broken.
+            ValueError: an option of ours stands at top level, a dataset file is missing or broken, or nothing can be
+                written where the run is to write.
         """
         for key in cfg:
             if isinstance(key, str) and (key.startswith("clo.") or key.startswith("clo__")):
@@ -69,6 +70,7 @@ class CLOPlugin(BasePlugin):
         resolve_starter(cfg)
         if not cfg.get("use_ray") and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             check_local_files(cfg)
+            check_folders(cfg)
 
     def get_input_args(self) -> str | None:
         """The `clo:` section; given once even if the plugin was loaded under two spellings of its name."""

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
@@ -292,8 +293,11 @@ class ScoringTrainer(AxolotlTrainer):
             if self.is_world_process_zero():
                 try:
                     cache.save()
-                except OSError as error:
-                    raise ValueError(f"the reference cache {cache.file} cannot be written ({error})") from error
+                except (OSError, SafetensorError) as error:
+                    raise ValueError(
+                        f"the reference cache {cache.file} cannot be written ({error}); make room there or set another "
+                        "`dataset_prepared_path`"
+                    ) from error
         if not missing:
             LOG.info("clo: reference log-probabilities of %d rows read from %s", len(dataset), cache.file)
         columns = {

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, logged, train, weights
+from conftest import ROOT, load_config, logged, train, weights
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_clo.checkpoints import TERMINATED, last_whole, problem_of, whole_checkpoint, written_whole
 from axolotl_clo.faults import data_expected, memory_explained
+from axolotl_clo.reference import ReferenceCache
 from axolotl_clo.trainer import CLOTrainer
 
 Write = Callable[..., Path]
@@ -229,16 +230,16 @@ def test_an_out_of_memory_error_says_in_which_batch_and_what_helps() -> None:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Call it, and no file can grow beyond some kilobytes."""
+def full_disk() -> Iterator[Callable[..., None]]:
+    """Call it, and no file can grow beyond some bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield lambda most=4096: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.bad_input("long runs")
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "text"])
-def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_disk: Callable[[], None]) -> None:
+def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_disk: Callable[..., None]) -> None:
     checkpoint, large = tmp_path / "checkpoint-4", torch.ones(10_000)
     checkpoint.mkdir()
     write: dict[str, Callable[[], Any]] = {
@@ -257,7 +258,7 @@ def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_di
 
 @pytest.mark.bad_input("long runs")
 def test_a_full_disk_ends_the_run_and_names_the_checkpoint_that_is_whole(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[], None]
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None]
 ) -> None:
     out = tmp_path / "out"
     shutil.rmtree(out)
@@ -272,6 +273,38 @@ def test_a_full_disk_ends_the_run_and_names_the_checkpoint_that_is_whole(
     with pytest.raises(ValueError, match=r"checkpoint-4 could not be written .*checkpoint-2 is whole: resume from it"):
         run()
     assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.bad_input("long runs")
+def test_a_full_disk_under_the_reference_names_its_folder(
+    write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[..., None]
+) -> None:
+    save = ReferenceCache.save
+
+    def fill(self: ReferenceCache) -> None:
+        full_disk(64)
+        try:
+            save(self)
+        finally:
+            full_disk(2**40)
+
+    monkeypatch.setattr(ReferenceCache, "save", fill)
+    with pytest.raises(ValueError, match=r"reference cache .*/reference/.* cannot be written .*`dataset_pre"):
+        train(write_config())
+    (folder,) = (tmp_path / "prepared").glob("clo-*/reference")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.bad_input("config")
+@pytest.mark.parametrize("option", ["output_dir", "dataset_prepared_path"])
+@pytest.mark.parametrize("place", ["rows.jsonl", "rows.jsonl/below", "/proc/clo"])
+def test_a_folder_that_cannot_be_written_to_is_named_at_once(
+    option: str, place: str, write_config: Write, tmp_path: Path
+) -> None:
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=rf"{option}: .*{place} cannot be written to .*; set another folder"):
+        load_config(write_config(**{option: str(tmp_path / place)}))
+    assert (tmp_path / "rows.jsonl").read_bytes() == rows
 
 
 def test_a_rank_whose_data_does_not_come_ends_with_its_name(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from conftest import ROOT, train, weights
+from conftest import ROOT, make_tiny_llama, train, weights
 from engines import needs_deepspeed
 
 pytestmark = [
@@ -67,6 +71,42 @@ def test_processes_that_would_not_find_one_another_are_refused(
     monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
     with pytest.raises(ValueError, match="2 processes were started and no CUDA device is there"):
         join_cpu_processes({line: "x"} if line else {})
+
+
+@pytest.mark.bad_input("long runs")
+def test_a_rank_without_memory_ends_the_run_with_a_message(write_config: Write, tmp_path: Path) -> None:
+    """And the other rank ends as well, though it waits for gradients that never come."""
+    wide = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
+    model = make_tiny_llama(tmp_path / "wide", **wide, num_key_value_heads=4)
+    config = write_config(base_model=str(model), max_steps=10_000, num_epochs=10_000, dataloader_num_workers=0)
+    command = [AXOLOTL, "train", str(config), "--launcher", "torchrun", "--", "--nproc_per_node=2"]
+    log = tmp_path / "log"
+    # Blocks that are freed go back to the system, so that each step has to ask for them again.
+    env = environment(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+    with log.open("w") as stream:
+        command += [f"--master_port={free_port()}"]
+        launcher = psutil.Popen(command, env=env, stdout=stream, stderr=stream)
+    started = []
+    try:
+        while log.read_text(errors="replace").count("'loss'") < 3:
+            assert launcher.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.1)
+        started = launcher.children(recursive=True)
+        (rank,) = (p for p in started if p.environ().get("RANK") == "1" and "RANK" not in p.parent().environ())
+        sizes = []
+        while len(sizes) < 5000:  # over several steps
+            sizes.append(rank.memory_info().vms)
+            time.sleep(0.001)
+        rank.rlimit(psutil.RLIMIT_AS, 2 * ((min(sizes) + max(sizes)) // 2,))
+        assert launcher.wait(timeout=300) != 0
+        assert psutil.wait_procs(started, timeout=60)[1] == []
+    finally:
+        for process in (launcher, *started):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    said = log.read_text(errors="replace")
+    found = re.search(r"rank 1 ran out of memory in step \d+, in a micro-batch of \d rows and \d+ tokens", said)
+    assert found, said[-3000:]
 
 
 @pytest.mark.distributed
