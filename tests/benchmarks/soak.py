@@ -151,9 +151,9 @@ def picture(samples: list[Sample]) -> str:
         points = [(float(sample.step), float(getattr(sample, name))) for sample in samples]
         series = Series(f"{points[-1][1]:,.0f}", i + 1, points, marked=False)
         chart = lines([series], (width, height), ("optimizer steps", title), forms.get(name, "{:,.0f}".format))
-        sized = f"width: {width}px; height: {height}px"  # over the style sheet, which is for a page
-        place = f'<svg y="{i * (height + 16)}" style="{sized}" '
-        drawn += str(chart).replace("<svg ", place, 1)
+        # As a group: browsers do not agree on the size of an SVG in an SVG that a style sheet sizes.
+        place = f'<g class="chart" transform="translate(0 {i * (height + 16)})">'
+        drawn += re.sub(r"<svg [^>]*>", place, str(chart), count=1).replace("</svg>", "</g>")
     whole = len(TITLES) * (height + 16)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" width="{width}" height="{whole}">'

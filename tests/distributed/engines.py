@@ -58,7 +58,12 @@ def _deepspeed(stage: int, file: str, sharded: str) -> Engine:
 
 _EXAMPLE = yaml.safe_load((ROOT / "example_configs" / "clo_ko_fsdp2.yml").read_text(encoding="utf-8"))
 FSDP2 = {name: value for name, value in _EXAMPLE.items() if name.startswith("fsdp")}
-OFFLOAD = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "offload_params": True}}
+
+
+def _fsdp2(**changed: Any) -> Engine:
+    options = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], **changed}}
+    return Engine(options, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights")
+
 
 ENGINES = {
     "one process": Engine({}, "NO", "LlamaForCausalLM"),
@@ -66,13 +71,12 @@ ENGINES = {
     "zero1": _deepspeed(1, "zero1", "optimizer"),
     "zero2": _deepspeed(2, "zero2", "optimizer, gradients"),
     "zero3": _deepspeed(3, "zero3", "optimizer, gradients, weights"),
-    "fsdp2": Engine(FSDP2, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights"),
+    "fsdp2": _fsdp2(),
     "zero1_offload": _deepspeed(1, "zero1_offload", "optimizer"),
     "zero2_offload": _deepspeed(2, "zero2_offload", "optimizer, gradients"),
     "zero3_offload": _deepspeed(3, "zero3_offload", "optimizer, gradients, weights"),
-    "fsdp2_offload": Engine(
-        OFFLOAD, "FSDP", "FSDPLlamaForCausalLM", "DTensor", sharded="optimizer, gradients, weights"
-    ),
+    "fsdp2_offload": _fsdp2(offload_params=True),
+    "fsdp2, activations kept": _fsdp2(activation_checkpointing=False),  # as the other engines here keep them
 }
 # Under FSDP an adapter cannot be saved from modules that recompute their activations.
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
@@ -95,7 +99,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return "-".join((*self.engine.split(), *self.scope.replace(",", "").split(), str(self.processes)))
+        return "-".join(f"{self.engine} {self.scope} {self.processes}".replace(",", "").split())
 
 
 # Few enough for every change; the rest is `make test-distributed`.
