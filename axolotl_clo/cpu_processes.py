@@ -25,8 +25,7 @@ def join_cpu_processes(cfg: Any) -> None:
     """
     if not _several_without_gpu():
         return
-    asked = os.environ.get(_ASKED, "").lower() in ("1", "true", "yes")
-    if not asked and os.environ.get(_DEVICE) != "cpu":
+    if not asked_for_cpu():
         raise ValueError(
             f"{os.environ['WORLD_SIZE']} processes were started and no CUDA device is there: each would train a model "
             f"of its own. Set {_ASKED}=true to run them on the CPU, or start one process"
@@ -39,6 +38,16 @@ def join_cpu_processes(cfg: Any) -> None:
     elif cfg.get("fsdp_config") or cfg.get("fsdp"):
         _shard_over_cpu("MULTI_GPU")  # the type that Accelerate turns into FSDP
         _mesh_of_cpus()
+
+
+def asked_for_cpu() -> bool:
+    """Whether training is to run on the CPU, in one process or several, and no CUDA device is there."""
+    asked = os.environ.get(_ASKED, "").lower() in ("1", "true", "yes")
+    if not asked and os.environ.get(_DEVICE) != "cpu":
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def place_on_cpu(cfg: Any) -> None:

@@ -18,7 +18,7 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.checks import ATTENTION_KERNELS, HELD_OUT, trains_on_parallel_rows, uses_parallel_rows
-from axolotl_clo.cpu_processes import join_cpu_processes, place_on_cpu
+from axolotl_clo.cpu_processes import asked_for_cpu, join_cpu_processes, place_on_cpu
 from axolotl_clo.datasets import check_folders, check_local_files, resolve_starter
 from axolotl_clo.schema import CLOConfig, select_layers
 
@@ -119,14 +119,17 @@ class CLOPlugin(BasePlugin):
         return CLOTrainer
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
-        """Let the trainer count the steps of an epoch itself where Axolotl, which counts examples, cannot."""
+        """Let the trainer count the steps of an epoch itself where Axolotl, which counts examples, cannot; let a config
+        for GPUs run on the CPU where that is asked for, in bf16 too."""
         clo = _active(cfg)
-        if clo is None or clo.tokens_per_batch is None:
+        if clo is None:
             return None
-        arguments: dict[str, Any] = {"max_steps": cfg.max_steps or -1}
-        if cfg.warmup_steps is None:
-            # What Axolotl itself takes where it does not know the number of steps.
-            arguments["warmup_steps"] = 0.03 if cfg.warmup_ratio is None else cfg.warmup_ratio
+        arguments: dict[str, Any] = {"use_cpu": True} if asked_for_cpu() else {}
+        if clo.tokens_per_batch is not None:
+            arguments["max_steps"] = cfg.max_steps or -1
+            if cfg.warmup_steps is None:
+                # What Axolotl itself takes where it does not know the number of steps.
+                arguments["warmup_steps"] = 0.03 if cfg.warmup_ratio is None else cfg.warmup_ratio
         return arguments
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:

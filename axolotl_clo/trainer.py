@@ -170,11 +170,16 @@ class CLOTrainer(LongRunTrainer):
         return self.accelerator.reduce(counts, "sum").float()
 
     def _discount_repeated(self, batch: Batch) -> None:
-        """Ranks fill the last round of an epoch up with rows it had before; without a response those count nowhere."""
-        dataloader = self.accelerator.gradient_state
-        if dataloader.end_of_dataloader and dataloader.remainder > 0:
+        """Ranks fill the last round of an epoch up with rows it had before; without a response those count nowhere.
+
+        How many rows that round has is counted here: Accelerate does not know it in the epoch that a run resumes in.
+        """
+        if self.clo.tokens_per_batch is not None or self.args.dataloader_drop_last:
+            return
+        rows = len(self.train_dataset) % (self._train_batch_size * self.accelerator.num_processes)
+        if rows and self.accelerator.gradient_state.end_of_dataloader:
             lengths = batch["response_lengths"]
-            own = dataloader.remainder - self.accelerator.process_index * len(lengths)
+            own = rows - self.accelerator.process_index * len(lengths)
             lengths[max(own, 0) :] = 0
 
     def _count_tokens(self, inputs: Batch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from conftest import load_config, logged, starter_rows, train, train_on_two_ranks, weights, write_rows
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -143,6 +144,19 @@ def test_gradient_checkpointing_gives_the_same_step(reentrant: bool, write_confi
     moved = [n for n in outs[0] if is_attention(n)]
     for name in moved:
         torch.testing.assert_close(outs[1][name], outs[0][name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_config_in_bf16_runs_on_the_cpu_where_that_is_asked_for(
+    write_config: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="bf16"):
+        train(write_config(bf16=True, max_steps=1))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    trainer = train(write_config(bf16=True, max_steps=1))
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert math.isclose(logged(trainer, "clo/preference_target")[0], math.log(2), rel_tol=1e-2)
+    AcceleratorState._reset_state()  # its precision is no other test's
 
 
 def test_lora_adapts_attention_by_full_path(write_config: Write, tmp_path: Path) -> None:

