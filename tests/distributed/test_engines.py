@@ -105,13 +105,24 @@ def test_equals_one_process(case: Case, runs: Runs) -> None:
 def test_trains_attention_and_leaves_the_rest_bit_for_bit(case: Case, runs: Runs, tiny_llama: Path) -> None:
     before = weights(tiny_llama)
     after = runs.of(case).weights
-    moved = {name for name in before if not torch.equal(before[name].to(after[name].dtype), after[name])}
+    moved = {name for name, value in before.items() if not _same(value, after[name], "bf16" in case.scope)}
     assert moved == {name for name in before if ".self_attn." in name}
 
 
-@pytest.mark.parametrize("case", parameters([case for case in USUAL + FURTHER if "adapter" not in case.scope]))
+def _same(before: torch.Tensor, after: torch.Tensor, bf16: bool) -> bool:
+    """Bit for bit; of a run in bf16, as it was read or rounded, whatever it is saved in."""
+    read = (before, before.bfloat16()) if bf16 else (before,)
+    return any(torch.equal(value.to(after.dtype), after) for value in read)
+
+
+@pytest.mark.parametrize(
+    "case", parameters([c for c in USUAL + FURTHER if "adapter" not in c.scope and "bf16" not in c.scope])
+)
 def test_key_of_the_reference_is_that_of_whole_weights(case: Case, runs: Runs) -> None:
-    """So that what one engine has computed another can read."""
+    """So that what one engine has computed another can read.
+
+    In bf16 engines differ in what they keep in float32, such as embeddings, and so do their references and keys.
+    """
     assert len(runs.of(case).cache_files) == 1
     assert runs.of(case).cache_files == runs.one_process(case).cache_files
 
