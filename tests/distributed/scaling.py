@@ -11,7 +11,7 @@ from engines import Case, run
 from equality import Run
 
 SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6}
-STEPS = 12
+STEPS, REPEATS = 12, 3
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2, activations kept")
 
 
@@ -19,6 +19,7 @@ def print_scaling(folder: Path) -> None:
     """Seconds a step of one process, of two that know nothing of one another, and of two under each engine.
 
     What two apart lose to one is the machine's: cores and memory are shared. What an engine adds is its communication.
+    All run once in each repeat, so that a machine that is faster at times is so for all.
     """
     base = make_tiny_llama(folder / "llama", **SHAPE, num_key_value_heads=6)
     rows = write_rows(folder / "rows.jsonl", starter_rows()[:64])
@@ -30,8 +31,10 @@ def print_scaling(folder: Path) -> None:
         "val_set_size": 0.0,
         "eval_steps": None,
     }
-    run(cases, base, rows, folder, **work)
-    one, apart, *_ = seconds = [_seconds_a_step(Run(folder / case.name)) for case in cases]
+    places = [folder / str(repeat) for repeat in range(REPEATS)]
+    for place in places:
+        run(cases, base, rows, place, **work)
+    one, apart, *_ = seconds = [median(_seconds_a_step(Run(p / case.name)) for p in places) for case in cases]
     print("| engine | processes | seconds a step | of that communication | rows a second, times one process |")
     print("|---|---:|---:|---:|---:|")
     for case, took in zip(cases, seconds, strict=True):
