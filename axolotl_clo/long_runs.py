@@ -69,7 +69,7 @@ class LongRunTrainer(ScoringTrainer):
         return loss
 
     def _report_nonfinite(self, loss: torch.Tensor, inputs: Batch) -> None:
-        assert self._terms_of_step is not None
+        assert self._terms_of_step is not None  # nosec B101 # tells the type checker
         found = (
             f"the loss of step {self.state.global_step + 1} is {loss.item()} on rank {self.accelerator.process_index}: "
             f"{nonfinite_rows(self._terms_of_step, inputs)}"

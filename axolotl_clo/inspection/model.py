@@ -61,7 +61,7 @@ def build(cfg: Any, train_modules: str) -> Structure:
         ValueError: the base model is unknown, or has no attention, layers or projections as the options ask for.
     """
     clo = CLOConfig.from_cfg(cfg)
-    assert clo is not None
+    assert clo is not None  # nosec B101 # tells the type checker
     with torch.device("meta"):
         return _build(cfg, clo, train_modules)
 

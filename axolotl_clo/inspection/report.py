@@ -87,7 +87,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         clo = CLOConfig.from_cfg(self.cfg)
-        assert clo is not None
+        assert clo is not None  # nosec B101 # tells the type checker
         self.clo = clo
 
     def config(self, file: Path) -> dict[str, Any]:
