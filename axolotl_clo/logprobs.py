@@ -9,16 +9,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from axolotl_clo.collator import SEQUENCES, CLOCollator
+
 Batch = dict[str, Any]
 
 # Largest difference in nats between a packed and a separate token that counts as equal in float32.
 PACKING_TOLERANCE = 1e-3
+
+# Of a prompt's end and of a response's beginning, in the example on which layouts are tried.
+TRIED_TOKENS = 32
 
 
 def sequence_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True, in_pieces: bool = False) -> torch.Tensor:
@@ -96,8 +101,50 @@ def _accepts(model: Any, argument: str) -> bool:
         model = inner
 
 
+def first_example(batch: Batch) -> Batch:
+    """The first example of a packed batch, of each sequence the tokens about the border of prompt and response alone.
+
+    Whether sequences are kept apart shows there too, and long ones would cost as much as a step.
+    """
+    bounds = [*(batch["position_ids"][0] == 0).nonzero().squeeze(-1).tolist(), batch["input_ids"].shape[1]]
+    lengths = batch["response_sequence"].bincount(minlength=len(SEQUENCES))[: len(SEQUENCES)].tolist()
+    row: dict[str, Any] = {name: [] for name in SEQUENCES} | {"prompt_lengths": [0] * len(SEQUENCES), "language": 0}
+    present = [i for i, length in enumerate(lengths) if length]
+    for place, i in enumerate(present):
+        tokens = batch["input_ids"][0, bounds[place] : bounds[place + 1]].tolist()
+        prompt = len(tokens) - lengths[i]
+        cut = max(0, batch["pairs"][place // 2][0] - TRIED_TOKENS)  # alike in a pair, which shares what is left
+        row[SEQUENCES[i]] = tokens[cut : prompt + TRIED_TOKENS]
+        row["prompt_lengths"][i] = prompt - cut
+    device = batch["input_ids"].device
+    return {name: x.to(device) if torch.is_tensor(x) else x for name, x in CLOCollator()([row]).items()}
+
+
+class Yardstick(NamedTuple):
+    """What each sequence of a batch scores alone, `[N]` in nats, and how far another layout may be from it."""
+
+    alone: torch.Tensor
+    tolerance: torch.Tensor
+
+
 @torch.no_grad()
-def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[[Batch], Batch] = lambda batch: batch) -> bool:
+def yardstick(model: nn.Module, batch: Batch) -> Yardstick:
+    """Score the sequences of a batch one by one.
+
+    Below float32 the noise of padding, which is known to be right, says how far a layout may be from that.
+    """
+    alone = torch.cat([token_log_probs(model, single) for single in _split(batch)])
+    noise = (token_log_probs(model, batch, packed=False) - alone).abs().max()
+    return Yardstick(alone, torch.clamp(3 * noise, min=PACKING_TOLERANCE))
+
+
+@torch.no_grad()
+def packing_is_exact(
+    model: nn.Module,
+    batch: Batch,
+    layout: Callable[[Batch], Batch] = lambda batch: batch,
+    known: Yardstick | None = None,
+) -> bool:
     """Whether the sequences of `batch` score the same packed as each alone.
 
     Packing by position ids is silently wrong for architectures that do not mask by them (ALiBi models, some
@@ -107,25 +154,28 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[[Batch], B
         model: to try it on.
         batch: of `CLOCollator`.
         layout: what is done to the batch before, such as `share_prompts`.
+        known: of the same model and batch, where it is at hand.
     """
-    return _accepts(model, "position_ids") and _is_exact(model, batch, lambda: token_log_probs(model, layout(batch)))
+    if not _accepts(model, "position_ids"):
+        return False
+    return _is_exact(known or yardstick(model, batch), lambda: token_log_probs(model, layout(batch)))
 
 
 @torch.no_grad()
-def pieces_are_exact(model: nn.Module, batch: Batch) -> bool:
+def pieces_are_exact(model: nn.Module, batch: Batch, known: Yardstick | None = None) -> bool:
     """Whether the sequences of `batch` score the same with the output head in pieces as each alone."""
-    return _is_exact(model, batch, lambda: token_log_probs(model, batch, packed=False, in_pieces=True))
+    known = known or yardstick(model, batch)
+    return _is_exact(known, lambda: token_log_probs(model, batch, packed=False, in_pieces=True))
 
 
-def _is_exact(model: nn.Module, batch: Batch, score: Callable[[], torch.Tensor]) -> bool:
-    """Below float32 the noise of padding, which is known to be right, is the yardstick."""
-    alone = torch.cat([token_log_probs(model, single) for single in _split(batch)])
-    noise = (token_log_probs(model, batch, packed=False) - alone).abs().max()
+def _is_exact(known: Yardstick, score: Callable[[], torch.Tensor]) -> bool:
     try:
-        error = (score() - alone).abs().max()
+        error = (score() - known.alone).abs().max()
+    except torch.OutOfMemoryError:  # a RuntimeError too, which says nothing of the layout
+        raise
     except (AttributeError, RuntimeError, ValueError, TypeError):
         return False
-    return bool(error <= torch.clamp(3 * noise, min=PACKING_TOLERANCE))
+    return bool(error <= known.tolerance)
 
 
 def _split(batch: Batch) -> list[Batch]:

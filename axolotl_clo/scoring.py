@@ -23,8 +23,16 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from axolotl_clo.batches import pack
 from axolotl_clo.checkpointing import checkpoint_what_trains
-from axolotl_clo.collator import CLOCollator, shared_places
-from axolotl_clo.logprobs import Batch, packing_is_exact, pieces_are_exact, sequence_log_probs
+from axolotl_clo.collator import CLOCollator
+from axolotl_clo.logprobs import (
+    Batch,
+    Yardstick,
+    first_example,
+    packing_is_exact,
+    pieces_are_exact,
+    sequence_log_probs,
+    yardstick,
+)
 from axolotl_clo.loss import LogProbs
 from axolotl_clo.output_head import let_score
 from axolotl_clo.reference import ReferenceCache, ReferenceRecord, model_key, row_digests
@@ -87,7 +95,7 @@ class ScoringTrainer(AxolotlTrainer):
 
     def _example_to_try(self, batch: Batch) -> Batch:
         """The first example of a batch; where ranks share the weights the same one on all, as they must keep step."""
-        example = _first_example(batch)
+        example = first_example(batch)
         if not self._is_sharded:
             return example
         examples = broadcast_object_list([send_to_device(example, "cpu")])
@@ -104,13 +112,14 @@ class ScoringTrainer(AxolotlTrainer):
         model.eval()
         try:
             kind = type(self._plain(model)).__name__
-            in_pieces = self._scores_in_pieces(model, example)
-            why_not = self._cannot_share(model, example)
+            known = yardstick(model, example)
+            in_pieces = self._scores_in_pieces(model, example, known)
+            why_not = self._cannot_share(model, example, known)
             if why_not is None:
                 LOG.info("clo: batches of %s hold each prompt once, without padding; the probe found it exact", kind)
                 return Layout(packed=True, shared=True, in_pieces=in_pieces)
             LOG.info("clo: prompts are not shared between responses: %s", why_not)
-            packed = packing_is_exact(model, example)
+            packed = packing_is_exact(model, example, known=known)
             if packed:
                 LOG.info("clo: batches of %s are packed without padding; the probe found it exact", kind)
             else:
@@ -119,24 +128,24 @@ class ScoringTrainer(AxolotlTrainer):
         finally:
             model.train(training)
 
-    def _scores_in_pieces(self, model: Any, example: Batch) -> bool:
+    def _scores_in_pieces(self, model: Any, example: Batch, known: Yardstick) -> bool:
         """Whether the output head is run on a part of the positions at a time."""
         if self._zero_stage == 3:
             # It gathers weights by hooks on modules and their gradients, which a gradient taken on the way would start.
             LOG.info("clo: logits of all response tokens are held at once under ZeRO-3")
             return False
-        if pieces_are_exact(model, example):
+        if pieces_are_exact(model, example, known):
             return True
         kind = type(self._plain(model)).__name__
         LOG.info("clo: logits of all response tokens are held at once, as %s cannot run its output head apart", kind)
         return False
 
-    def _cannot_share(self, model: Any, example: Batch) -> str | None:
+    def _cannot_share(self, model: Any, example: Batch, known: Yardstick) -> str | None:
         if not self.clo.share_prompts:
             return "clo.share_prompts is false"
         inner = _innermost(self._plain(model))
         why_not = set_attention(inner, self.axolotl_cfg.sequence_len)
-        if why_not is None and not packing_is_exact(model, example, share_prompts):
+        if why_not is None and not packing_is_exact(model, example, share_prompts, known):
             why_not = "the probe found it inexact for this model"
         return why_not
 
@@ -348,23 +357,3 @@ class ScoringTrainer(AxolotlTrainer):
 def _innermost(model: Any) -> Any:
     """The transformers model under an adapter."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def _first_example(batch: Batch) -> Batch:
-    """The sequences of the first example of a packed batch."""
-    starts = (batch["position_ids"][0] == 0).nonzero().squeeze(-1).tolist()
-    present = int((batch["response_lengths"][0] > 0).sum())
-    end = starts[present] if len(starts) > present else batch["input_ids"].shape[1]
-    mine = batch["response_sequence"] < 4
-    pairs = batch["pairs"][: present // 2]
-    places = shared_places(pairs, batch["logit_positions"][mine].cpu())
-    return {
-        "input_ids": batch["input_ids"][:, :end],
-        "position_ids": batch["position_ids"][:, :end],
-        "logit_positions": batch["logit_positions"][mine],
-        "response_ids": batch["response_ids"][mine],
-        "response_sequence": batch["response_sequence"][mine],
-        "response_lengths": batch["response_lengths"][:1],
-        "pairs": pairs,
-        **{name: place.to(batch["input_ids"].device) for name, place in places.items()},
-    }

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from axolotl_clo.collator import SEQUENCES, CLOCollator
-from axolotl_clo.logprobs import packing_is_exact, sequence_log_probs, token_log_probs
+from axolotl_clo.logprobs import TRIED_TOKENS, first_example, packing_is_exact, sequence_log_probs, token_log_probs
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -37,12 +37,13 @@ def build(config: Any, attn: str = "sdpa") -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config, attn_implementation=attn).eval()
 
 
-def rows(examples: int = 3) -> list[dict[str, Any]]:
+def rows(examples: int = 3, times: int = 1) -> list[dict[str, Any]]:
+    """Of prompts of up to 8 and responses of up to 16 tokens, ``times`` as long."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for _ in range(examples):
-        prompts = torch.randint(2, 9, (4,), generator=generator).tolist()
-        lengths = torch.randint(1, 17, (4,), generator=generator).tolist()
+        prompts = [times * n for n in torch.randint(2, 9, (4,), generator=generator).tolist()]
+        lengths = [times * n for n in torch.randint(1, 17, (4,), generator=generator).tolist()]
         row = {
             name: torch.randint(3, 64, (p + n,), generator=generator).tolist()
             for name, p, n in zip(SEQUENCES, prompts, lengths, strict=True)
@@ -97,8 +98,32 @@ def test_alibi_models_fall_back_to_padding_and_stay_right(config: Any) -> None:
     batch = CLOCollator()(examples)
     with torch.no_grad():
         assert not packing_is_exact(model, batch)
+        assert not packing_is_exact(model, first_example(CLOCollator()(rows(times=10))))
         expected = torch.stack([by_hand(model, row) for row in examples])
         torch.testing.assert_close(sequence_log_probs(model, batch, packed=False), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_layouts_are_tried_on_the_border_of_prompt_and_response() -> None:
+    """What is left is of the first example, and its pairs still begin alike; a step's worth of tokens is not spent."""
+    examples = rows(times=10)
+    for row in examples:  # as the two sequences of a pair do
+        for first, second in ((0, 1), (2, 3)):
+            prompt = row["prompt_lengths"][second] = row["prompt_lengths"][first]
+            names = SEQUENCES[first], SEQUENCES[second]
+            row[names[1]] = row[names[0]][:prompt] + row[names[1]][prompt:]
+    examples[0]["source_chosen"], examples[0]["source_rejected"] = [], []
+    examples[0]["prompt_lengths"][:2] = [0, 0]
+    whole = CLOCollator()(examples)
+    whole["response_lengths"][0] = 0  # repeated rows count nowhere
+    example = first_example(whole)
+    starts = (example["position_ids"][0] == 0).nonzero().squeeze(-1).tolist()
+    assert len(starts) == 2
+    for start, name in zip(starts, SEQUENCES[2:], strict=True):
+        prompt, tokens = examples[0]["prompt_lengths"][2], examples[0][name]
+        wanted = tokens[max(0, prompt - TRIED_TOKENS) : prompt + TRIED_TOKENS]
+        assert example["input_ids"][0, start : start + len(wanted)].tolist() == wanted
+    assert example["pairs"][0][0] == min(TRIED_TOKENS, examples[0]["prompt_lengths"][2])
+    assert example["input_ids"].shape[1] <= 4 * TRIED_TOKENS
 
 
 def test_a_collator_that_sends_a_mask_would_be_wrong() -> None:

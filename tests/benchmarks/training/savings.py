@@ -31,7 +31,7 @@ class Saving:
 def _pad(patch: Patch) -> None:
     from axolotl_clo import scoring
 
-    patch(scoring, "packing_is_exact", lambda *_: False)
+    patch(scoring, "packing_is_exact", lambda *_, **__: False)
     patch(scoring.ScoringTrainer, "_cannot_share", lambda *_: "sequences are padded")
 
 
