@@ -276,7 +276,7 @@ class Run:
         """What the evaluations during training hold out: nothing in the papers' grid, so that all rows train."""
         if self.paper:
             return "# Every method trains on all rows. Score the trained model with `lm_eval`.\nval_set_size: 0.0"
-        if METHODS[self.method].examples == 1:
+        if METHODS[self.method].examples * len(self.languages) == 1:
             return "val_set_size: 0.05"
         return "# Examples are held out, not rows: the others of the same row are trained on.\nval_set_size: 0.05"
 

@@ -142,6 +142,15 @@ def test_config_is_what_its_name_says(name: str) -> None:
     assert (rows, rest) == (16, 0)
 
 
+@pytest.mark.parametrize("name", GPU_CONFIGS)
+def test_config_says_where_other_examples_of_a_held_out_row_are_trained_on(name: str) -> None:
+    """Axolotl holds out examples, of which a row becomes several by its method or its target languages."""
+    _, method, languages = named(name)
+    several = METHODS[method][2] * len(languages) > 1
+    note = "# Examples are held out, not rows: the others of the same row are trained on."
+    assert (note in read_text(name)) == (several and read(name)["val_set_size"] > 0)
+
+
 def test_no_two_runs_write_to_one_folder() -> None:
     folders = [read(name)["output_dir"] for name in CONFIGS]
     assert len(set(folders)) == len(folders)
