@@ -26,7 +26,8 @@ STRATEGIES: dict[str, tuple[str | None, ...]] = {
     "axolotl_clo.preference": ("dpo", "ipo", "orpo", "simpo"),
     "axolotl_clo.kto": ("kto",),
 }
-# Axolotl's preference loaders do not say which split they load, so the plugin gives held-out datasets these types.
+# Types of text pairs. Axolotl's loaders of them do not say which split they load, so the plugin gives held-out
+# datasets these types.
 HELD_OUT = {name: f"{name}_held_out" for name in ("axolotl_clo.preference", "axolotl_clo.kto")}
 # Options of Axolotl that replace the forward pass of attention by one that needs an adapter.
 ATTENTION_KERNELS = ("lora_qkv_kernel", "lora_o_kernel")
@@ -114,7 +115,13 @@ def check_baseline(data: dict[str, Any], section: dict[str, Any]) -> None:
     if section.get("target_lang") is None:
         raise ValueError("a dataset of parallel rows needs `clo.target_lang`, e.g.\nclo:\n  target_lang: ko")
     for option, entry in dataset_entries(data):
-        check_strategy(option, value_of(entry, "type"), data.get("rl"), inference=bool(data.get("inference")))
+        kind = value_of(entry, "type")
+        check_strategy(option, kind, data.get("rl"), inference=bool(data.get("inference")))
+        if _declared(kind) in HELD_OUT and str(data.get("excess_length_strategy")).lower() == "truncate":
+            raise ValueError(
+                "excess_length_strategy: truncate would cut each text of a pair by itself, at other tokens than with "
+                f"the other methods, in `{option}` (type: {_declared(kind)}); use drop or raise"
+            )
     _check_scope(data, section)
     _check_draw(data, section)
 

@@ -177,6 +177,17 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         },
         r"train_modules: all .* `adapter: lora`",
     ),
+    **{
+        f"truncated texts for {rl}": (
+            {
+                "rl": rl,
+                "excess_length_strategy": "truncate",
+                "datasets": [{"path": "axolotl_clo/starter", "type": f"axolotl_clo.{kind}"}],
+            },
+            rf"excess_length_strategy: truncate .*`datasets\[0\]` \(type: axolotl_clo\.{kind}\); use drop or raise",
+        )
+        for rl, kind in (("dpo", "preference"), ("kto", "kto"))
+    },
     "missing file": (
         {"datasets": [{"path": "./nowhere.jsonl", "type": "axolotl_clo.cross_lingual"}]},
         r"datasets\[0\]\.path: no such file or folder: \./nowhere\.jsonl",
@@ -206,6 +217,16 @@ def test_bad_section_is_refused(case: str, write_config: Write) -> None:
 def test_impossible_combination_is_refused(case: str, write_config: Write) -> None:
     options, expected = BAD_CONFIGS[case]
     assert re.search(expected, message_of(write_config, **options))
+
+
+@pytest.mark.parametrize("how", ["drop", "raise"])
+@pytest.mark.parametrize(("rl", "kind"), [("orpo", "preference"), ("kto", "kto")])
+def test_preference_rows_too_long_are_dropped_or_stop_the_run(
+    how: str, rl: str, kind: str, write_config: Write
+) -> None:
+    data = [{"path": "axolotl_clo/starter", "type": f"axolotl_clo.{kind}"}]
+    cfg = load_config(write_config(rl=rl, datasets=data, excess_length_strategy=how, remove_unused_columns=False))
+    assert cfg.excess_length_strategy == how
 
 
 @pytest.mark.bad_input("data")
