@@ -252,9 +252,9 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         record |= {"dropped": "", "column": "", "suspect": ""}
         try:
             source, target = self.side(row, number, SOURCE_LANGUAGE), self.side(row, number, language)
-            record["rejected_language"] = self._rejected_language(row, number, language)
+            record["rejected_language"] = self._rejected_language(row, number, language, target)
             rejected = self.side(row, number, record["rejected_language"])
-            if target.response.strip() in (source.response.strip(), rejected.response.strip()):
+            if target.response.strip() == source.response.strip():
                 raise Unusable("same response in both languages", target.response_column)
             record["suspect"] = self._other_language(source, target, self.targets[language])
             if record["suspect"] and self.check_language == "drop":
@@ -275,12 +275,12 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         """One language of a row: a target by its number from 0, or the source (−1); see `RowReader.side`."""
         return self.reader.side(row, number, (*self.targets, self.clo.source_lang)[language])
 
-    def _rejected_language(self, row: dict[str, Any], number: int, language: int) -> int:
-        """Whose response a target prompt rejects; with `rejected: any` one of those that the row holds."""
+    def _rejected_language(self, row: dict[str, Any], number: int, language: int, target: Side) -> int:
+        """Whose response a target prompt rejects; with `rejected: any` one of the row's that differ from its own."""
         candidates = [SOURCE_LANGUAGE]
         for other in range(len(self.targets) if self.clo.rejected == "any" else 0):
             try:
-                if other != language and self.side(row, number, other):
+                if other != language and self.side(row, number, other).response.strip() != target.response.strip():
                     candidates.append(other)
             except Unusable:
                 continue

@@ -261,6 +261,26 @@ def test_same_text_in_both_languages_is_dropped(chatml_tokenizer: Any, caplog: p
     assert "dropped 1: same response in both languages (response.ko), row 2" in caplog.text
 
 
+def test_any_rejects_no_response_that_is_also_the_chosen_one(chatml_tokenizer: Any) -> None:
+    """As languages that share words have; the draws of other rows stay the same."""
+    rows = [{k: dict(r[k]) for k in ("prompt", "response")} for r in starter_rows()[:30]]
+    options = {"target_lang": ["ko", "de", "id"], "rejected": "any"}
+
+    def drawn() -> dict[tuple[int, int], int]:
+        made = strategy(chatml_tokenizer, **options).wrap_dataset(Dataset.from_list(rows))
+        return dict(zip(zip(made["row"], made["language"], strict=True), made["rejected_language"], strict=True))
+
+    before = drawn()
+    same = {(number, i) for number in range(1, 11) for i in (1, 2)}
+    for number, _ in same:
+        rows[number - 1]["response"]["id"] = f"{rows[number - 1]['response']['de']} "
+    after = drawn()
+    assert after.keys() == before.keys()
+    assert {after[key] for key in same} == {-1, 0}
+    assert any(before[number, 1] == 2 for number in range(1, 11))
+    assert {key: after[key] for key in before.keys() - same} == {key: before[key] for key in before.keys() - same}
+
+
 @pytest.mark.bad_input("data")
 def test_response_in_the_other_language(chatml_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     rows = changed("response", "ko", starter_rows()[7]["response"]["en"])
