@@ -13,7 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from axolotl.utils.logging import get_logger
+
 from axolotl_clo.cross_lingual import CrossLingualStrategy, strategy_options
+
+LOG = get_logger(__name__)
 
 # Prompt, chosen and rejected, rendered.
 Pair = tuple[str, str, str]
@@ -46,7 +50,10 @@ def _strategy(cfg: Any, ds_cfg: Any, columns: Callable[[list[Pair]], dict[str, l
 
         rows = Dataset.from_dict(dict(batch))
         strategy = CrossLingualStrategy(**strategy_options(tokenizer, cfg, ds_cfg, held_out))
-        return columns(list(_pairs(strategy, rows)))
+        pairs = list(_pairs(strategy, rows))
+        if not held_out:
+            _tell_of_second_end(strategy, pairs)
+        return columns(pairs)
 
     return transform, {"batched": True, "batch_size": None, "remove_columns": "__all__"}
 
@@ -74,6 +81,22 @@ def _render(strategy: CrossLingualStrategy, prompt: Any, responses: tuple[str, s
     if strategy.adds_begin_token:
         asked = asked.removeprefix(strategy.tokenizer.bos_token)
     return asked, texts[0], texts[1]
+
+
+def _tell_of_second_end(strategy: CrossLingualStrategy, pairs: list[Pair]) -> None:
+    """Warn where TRL adds to the end of a turn the end of the sequence, which CLO and SFT do not train."""
+    tokenizer = strategy.tokenizer
+    if not pairs or pairs[0][1].endswith(tokenizer.eos_token):
+        return
+    end = tokenizer.convert_ids_to_tokens(tokenizer(pairs[0][1], add_special_tokens=False)["input_ids"][-1])
+    LOG.warning(
+        "clo: responses end with %s%s here, as TRL adds the tokenizer's end-of-sequence token, and with %s alone under "
+        "CLO and SFT on the same rows; to compare them, set `special_tokens: {eos_token: %s}` for all",
+        end,
+        tokenizer.eos_token,
+        end,
+        end,
+    )
 
 
 def _preference_columns(pairs: list[Pair]) -> dict[str, list]:

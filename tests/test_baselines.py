@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import load_config, logged, starter_rows, train, weights, write_rows
+from conftest import (
+    CHATML,
+    load_config,
+    logged,
+    make_tiny_llama,
+    make_tokenizer,
+    starter_rows,
+    train,
+    weights,
+    write_rows,
+)
 
 from axolotl_clo.collator import SEQUENCES
 
@@ -168,6 +178,42 @@ def test_template_without_end_of_turn_gets_the_end_token(write_config: Write, pa
     assert (f"user: {first['prompt']['en']}\nassistant: ", f"{first['response']['en']}<|im_end|>") in [
         (row["prompt"], row["chosen"]) for row in rows
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rl", "columns"),
+    [
+        ("preference", "dpo", {"chosen_ids", "rejected_ids"}),
+        ("preference", "orpo", {"chosen_input_ids", "rejected_input_ids"}),
+        ("kto", "kto", {"completion_ids"}),
+    ],
+)
+def test_end_of_sequence_that_ends_no_turn_is_told(
+    kind: str,
+    rl: str,
+    columns: set[str],
+    write_config: Write,
+    parallel_file: Path,
+    tmp_path: Path,
+    clo_log: pytest.LogCaptureFixture,
+) -> None:
+    """TRL puts it behind the end of the turn; named as the turn's end, it is there once, as in CLO's rows."""
+    tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>", "<|endoftext|>"], "<|endoftext|>", pad="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    folder = make_tiny_llama(tmp_path / "other-end", tokenizer)
+    turn_end, end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    more = {"base_model": str(folder), "max_steps": 1, "remove_unused_columns": False}
+    for named, expected in ((None, [turn_end, end]), ({"eos_token": "<|im_end|>"}, [turn_end])):
+        clo_log.clear()
+        rows = train(write_config(**options(kind, parallel_file, rl, special_tokens=named, **more))).train_dataset
+        for row in rows:
+            for name in columns:
+                ends = [token for token in row[name] if token in (turn_end, end)]
+                assert ends[-len(expected) :] == expected
+                assert ends.count(end) == expected.count(end)
+        told = [record.getMessage() for record in clo_log.records if "TRL adds" in record.getMessage()]
+        assert len(told) == (named is None)
+        assert all("<|im_end|><|endoftext|>" in message and "eos_token: <|im_end|>" in message for message in told)
 
 
 @pytest.mark.parametrize(
