@@ -121,11 +121,11 @@ class CLOPlugin(BasePlugin):
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         """Let the trainer count the steps of an epoch itself where Axolotl, which counts examples, cannot; let a config
         for GPUs run on the CPU where that is asked for, in bf16 too."""
-        clo = _active(cfg)
+        clo = _section(cfg)
         if clo is None:
             return None
         arguments: dict[str, Any] = {"use_cpu": True} if asked_for_cpu() else {}
-        if clo.tokens_per_batch is not None:
+        if clo.active and clo.tokens_per_batch is not None:
             arguments["max_steps"] = cfg.max_steps or -1
             if cfg.warmup_steps is None:
                 # What Axolotl itself takes where it does not know the number of steps.
@@ -133,12 +133,25 @@ class CLOPlugin(BasePlugin):
         return arguments
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Save the template the rows were rendered with, so that the trained model is asked the same way."""
-        if _section(cfg) is not None and not trainer.processing_class.chat_template:
+        """Keep what trains in float32; save the rows' template, so that the trained model is asked the same way."""
+        if _section(cfg) is None:
+            return
+        from axolotl_clo.precision import keep_in_float32, keeps_no_copy
+
+        if keeps_no_copy(cfg):
+            keep_in_float32(trainer.model)
+        if not trainer.processing_class.chat_template:
             from axolotl_clo.cross_lingual import resolve_chat_template
 
             tokenizer = trainer.processing_class
             tokenizer.chat_template = resolve_chat_template(tokenizer, cfg, cfg.datasets[0])
+
+    def post_train(self, cfg: Any, model: PreTrainedModel) -> None:
+        """Save the trained model in the dtype it was read in; Axolotl calls this before it saves."""
+        if _section(cfg) is not None:
+            from axolotl_clo.precision import give_back
+
+            give_back(model)
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict] | None:
         if _active(cfg) is None:

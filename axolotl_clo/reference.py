@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from axolotl_clo.collator import SEQUENCES
+from axolotl_clo.precision import as_read
 
 RECORD_FILE = "clo_reference.json"
 
@@ -157,7 +158,7 @@ def model_key(model: nn.Module, *, without_adapter: bool, compute_dtype: str) ->
     quantization = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
     digest.update(json.dumps([compute_dtype, quantization], sort_keys=True, default=str).encode())
     for name, tensor in _weights(model, without_adapter):
-        with _gathered(tensor) as whole:
+        with _gathered(as_read(tensor)) as whole:
             digest.update(f"{name} {whole.dtype} {tuple(whole.shape)} {_checksum(whole)}\n".encode())
     return digest.hexdigest()
 

@@ -20,6 +20,7 @@ from axolotl_clo.attention import (
 )
 from axolotl_clo.inspection.simulate import stand_in_for_flash
 from axolotl_clo.output_head import let_score
+from axolotl_clo.precision import keep_in_float32
 from axolotl_clo.schema import CLOConfig
 from axolotl_clo.shared_prompts import set_attention
 
@@ -50,12 +51,13 @@ class Structure:
         return count_parameters(self.model)
 
 
-def build(cfg: Any, train_modules: str) -> Structure:
+def build(cfg: Any, train_modules: str, keeps_float32: bool = False) -> Structure:
     """The model of a validated config as Axolotl and the plugin would set it up, on the meta device.
 
     Args:
         cfg: of Axolotl.
         train_modules: `clo.train_modules`, not `auto`.
+        keeps_float32: what trains is cast, see `precision`.
 
     Raises:
         ValueError: the base model is unknown, or has no attention, layers or projections as the options ask for.
@@ -63,7 +65,10 @@ def build(cfg: Any, train_modules: str) -> Structure:
     clo = CLOConfig.from_cfg(cfg)
     assert clo is not None  # nosec B101 # tells the type checker
     with torch.device("meta"):
-        return _build(cfg, clo, train_modules)
+        structure = _build(cfg, clo, train_modules)
+    if keeps_float32:
+        keep_in_float32(structure.model)
+    return structure
 
 
 def _build(cfg: Any, clo: CLOConfig, train_modules: str) -> Structure:

@@ -29,6 +29,7 @@ from axolotl_clo.inspection.model import (
 )
 from axolotl_clo.inspection.rows import Lengths, sequences, token_counts
 from axolotl_clo.inspection.simulate import Way, as_fake, fake_batch, fake_tensors, scoring_pass, training_step
+from axolotl_clo.precision import computes_in_half
 from axolotl_clo.schema import CLOConfig
 
 # What a model's forward may raise on tensors without contents.
@@ -67,7 +68,7 @@ def inspect_run(
         engine = engine_of(cfg, gpus, zero)
         run = _Run(cfg, engine, notes, say, like_gpu=bool(gpus) or torch.cuda.is_available())
         found: dict[str, Any] = {"config": run.config(path)}
-        structure = build(cfg, run.scope())
+        structure = build(cfg, run.scope(), keeps_float32=engine.zero is None and computes_in_half(cfg))
         found["model"] = run.model(structure)
         found |= {"rows": run.rows(), "samples": run.samples(samples), "tokens": run.tokens(), "steps": run.steps()}
         with fake_tensors(run.like_gpu) as mode:

@@ -72,12 +72,12 @@ def memory(run: Run, model: Any, tokens: Tokens) -> float:
     return (3 * trained + kept) / 2**20
 
 
-def rate(model: Any) -> float:
-    """Floating-point operations a second of a matrix product of the model's width, dtype and device."""
+def rate(model: Any, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product of the model's width and device, as a step computes."""
     like = next(model.parameters())
     cuda = like.device.type == "cuda"
     width = model.config.get_text_config().hidden_size
-    options: Any = {"device": like.device, "dtype": like.dtype}
+    options: Any = {"device": like.device, "dtype": dtype}
     left, right = torch.randn(8192 if cuda else 1024, width, **options), torch.randn(width, 4 * width, **options)
     times = 50
     for _ in range(5):

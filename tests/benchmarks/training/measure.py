@@ -70,7 +70,8 @@ def measure(run: Run, model_folder: Path, rows: Path, folder: Path, patch: Patch
 
 
 def _train(run: Run, cfg: Any, trainer: Any, model: Any, rows: Path) -> dict[str, Any]:
-    rate_before = floor.rate(model)  # and once more after, as what else the machine does changes it
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+    rate_before = floor.rate(model, dtype)  # and once more after, as what else the machine does changes it
     before = _start_counting_memory(run.device, model, getattr(trainer, "ref_model", None))
     start = floor.seconds(run.device)
     trainer.train()
@@ -80,7 +81,7 @@ def _train(run: Run, cfg: Any, trainer: Any, model: Any, rows: Path) -> dict[str
     operations = floor.operations(run, model, tokens)
     return {
         "seconds": seconds,
-        "seconds_floor": operations / mean([rate_before, floor.rate(model)]),
+        "seconds_floor": operations / mean([rate_before, floor.rate(model, dtype)]),
         "operations": operations,
         "peak": peak,
         "peak_floor": floor.memory(run, model, tokens),
