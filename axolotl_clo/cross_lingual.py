@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from axolotl.utils.chat_templates import get_chat_template, get_chat_template_fr
 from axolotl.utils.logging import get_logger
 
 from axolotl_clo.collator import SEQUENCES
+from axolotl_clo.datasets import load_rows, training_entries
 from axolotl_clo.draw import draw_examples
 from axolotl_clo.evaluate.language import LanguageIdentifier, supported
 from axolotl_clo.rows import Messages, RowReader, Side, Unusable
@@ -45,7 +47,7 @@ class RowReport:
     """What became of the rows of a dataset.
 
     rows: in the dataset.
-    examples: the most there could be, one for each row and target language.
+    examples: the most there could be, one for each row and target language that the dataset has.
     kept: examples that can be used, before any are drawn.
     dropped: numbers of the rows left out, from 1, by reason and column.
     suspects: numbers of rows kept whose response looks like the other side's language.
@@ -107,6 +109,7 @@ def strategy_options(tokenizer: Any, cfg: Any, ds_cfg: Any, held_out: bool | Non
         )
     if held_out is None:
         held_out = ds_cfg in (cfg.test_datasets or []) and ds_cfg not in (cfg.datasets or [])
+    others = [] if held_out else [entry for entry in training_entries(cfg) if entry != ds_cfg]
     return {
         "tokenizer": tokenizer,
         "clo": clo,
@@ -116,7 +119,12 @@ def strategy_options(tokenizer: Any, cfg: Any, ds_cfg: Any, held_out: bool | Non
         "template_kwargs": dict(cfg.chat_template_kwargs or {}),
         "seed": cfg.seed if cfg.seed is not None else DEFAULT_SEED,
         "held_out": held_out,
+        "others": partial(_loaded, cfg, others) if others else None,
     }
+
+
+def _loaded(cfg: Any, entries: list[Any]) -> Iterator[Any]:
+    return (load_rows(cfg, entry) for entry in entries)
 
 
 def resolve_chat_template(tokenizer: Any, cfg: Any, ds_cfg: Any) -> str:
@@ -142,6 +150,7 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         template_kwargs: dict[str, Any] | None = None,
         seed: int = DEFAULT_SEED,
         held_out: bool = False,
+        others: Callable[[], Iterable[Any]] | None = None,
     ) -> None:
         """
         Args:
@@ -152,7 +161,10 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             excess_length_strategy: `drop`, `truncate` or `raise`, as Axolotl names them; acts on whole rows.
             template_kwargs: further variables for the template.
             seed: of what is drawn.
-            held_out: take all examples in both directions, whatever is drawn for training.
+            held_out: take all examples in both directions, whatever is drawn for training; of several target
+                languages one is enough.
+            others: loads the other datasets that the run trains on, where there are any: a dataset may then leave
+                target languages to them.
         """
         self.tokenizer = tokenizer
         self.clo = clo
@@ -163,7 +175,7 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         self.sequence_len = sequence_len
         self.excess_length_strategy = excess_length_strategy
         self.template_kwargs = template_kwargs or {}
-        self.seed, self.held_out = seed, held_out
+        self.seed, self.held_out, self.others = seed, held_out, others
         # Chat models may name their end-of-turn token without flagging it special.
         self.turn_ends = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
         unknown = [language for language in (clo.source_lang, *self.targets) if not supported(language)]
@@ -186,15 +198,17 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
 
         Raises:
             ValueError: a column or language is missing, a value is not text, the template fails, a sequence is
-                too long under `raise`, no row is left, or `max_examples` is above what is left.
+                too long under `raise`, no row is left, or `max_examples` is above what is left; a target language is
+                in no dataset of the run, or is not in this one, which `sampling_temperature` is to even out.
         """
         if not hasattr(dataset, "__len__"):
             raise ValueError("rl: clo does not stream; set `streaming: false`")
         if len(dataset) == 0:
             raise ValueError("the dataset has no rows")
-        self.reader.check_columns(dataset)
+        languages = self._languages(dataset)
         mapped = dataset.map(
             self._tokenize_rows,
+            fn_kwargs={"languages": languages},
             with_indices=True,
             batched=True,
             batch_size=256,
@@ -211,9 +225,48 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             keep_in_memory=bool(keep_in_memory),
             desc="Dropping unusable rows",
         )
-        self._report(mapped, len(dataset), len(kept))
+        self._report(mapped, len(dataset), len(kept), languages)
         kept = kept.remove_columns(["dropped", "column", "suspect"])
         return kept if self.held_out else self._draw(kept, len(dataset))
+
+    def _languages(self, dataset: Any) -> list[int]:
+        """Numbers of the target languages to read in a dataset: all, or, where others may have the rest, its own.
+
+        Raises:
+            ValueError: a target language is nowhere, or `sampling_temperature` cannot even it out.
+        """
+        alone = self.others is None and not self.held_out
+        self.reader.check_columns(dataset, every_target=alone)
+        if alone or len(self.targets) == 1:
+            return list(range(len(self.targets)))
+        held = self.reader.held(dataset, self.targets) or self.targets
+        absent = [name for name in self.targets if name not in held]
+        if nowhere := self._nowhere(absent):
+            known = {name for rows in (dataset, *self._other_datasets()) for name in self.reader.known(rows)}
+            raise ValueError(
+                f"clo.target_lang: no dataset holds {' or '.join(nowhere)}; {self.reader.described(known, nowhere)}"
+            )
+        if absent and self.others is not None and self.clo.sampling_temperature > 1:
+            raise ValueError(
+                f"clo.sampling_temperature: {self.clo.sampling_temperature:g} evens out the languages of one dataset, "
+                f"but {' and '.join(absent)} are not in that with {' and '.join(held)}; join the rows in one file, or "
+                "leave sampling_temperature at 1"
+            )
+        return [i for i, name in enumerate(self.targets) if name in held]
+
+    def _nowhere(self, languages: list[str]) -> list[str]:
+        """Those of `languages` that no other dataset of the run holds; of a held-out dataset nothing is asked."""
+        if self.held_out:
+            return []
+        for rows in self._other_datasets() if languages else ():
+            found = self.reader.held(rows, languages)
+            languages = [name for name in languages if name not in found]
+            if not languages:
+                break
+        return languages
+
+    def _other_datasets(self) -> Iterable[Any]:
+        return self.others() if self.others is not None else ()
 
     def _draw(self, kept: Any, num_rows: int) -> Any:
         """The examples to train on, pairs left out by `target_source_ratio` emptied."""
@@ -235,12 +288,12 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             return drawn_rows
         return drawn_rows.map(lambda row, i: _without(row, directions[i]), with_indices=True, desc="Leaving out pairs")
 
-    def _tokenize_rows(self, rows: dict[str, list], indices: list[int]) -> dict[str, list]:
+    def _tokenize_rows(self, rows: dict[str, list], indices: list[int], languages: list[int]) -> dict[str, list]:
         names = list(rows)
         result: dict[str, list] = defaultdict(list)
         for i, index in enumerate(indices):
             row = {name: rows[name][i] for name in names}
-            for language in range(len(self.targets)):
+            for language in languages:
                 for name, value in self._tokenize_row(row, index + 1, language).items():
                     result[name].append(value)
         return dict(result)
@@ -385,11 +438,11 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
                 f"{[m['role'] for m in messages]}. Choose another with `chat_template` or `chat_template_jinja`"
             ) from error
 
-    def _report(self, mapped: Any, num_rows: int, num_kept: int) -> None:
-        """Say how many examples were kept, and which were left out by reason.
+    def _report(self, mapped: Any, num_rows: int, num_kept: int, languages: list[int]) -> None:
+        """Say how many examples of some target languages were kept, and which were left out by reason.
 
         Raises:
-            ValueError: none was kept, or of a target language to train on none.
+            ValueError: none was kept, or of a target language to train on none here or in another dataset.
         """
         dropped: dict[str, list[int]] = defaultdict(list)
         suspects = []
@@ -406,18 +459,16 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
         collected = _REPORTS.get()
         if collected is not None:
             collected.append(RowReport(num_rows, len(mapped), num_kept, dict(dropped), suspects, self.held_out))
-        if len(self.targets) == 1:
+        if len(languages) == 1:
             parts = [f"kept {num_kept} of {num_rows} rows"]
         else:
-            parts = [
-                f"kept {num_kept} of {len(mapped)} examples ({num_rows} rows, {len(self.targets)} target languages)"
-            ]
+            parts = [f"kept {num_kept} of {len(mapped)} examples ({num_rows} rows, {len(languages)} target languages)"]
         parts += [f"dropped {len(rows)}: {reason}, {_some(rows)}" for reason, rows in sorted(dropped.items())]
         report = "; ".join(parts)
         if num_kept == 0:
             raise ValueError(f"no row is left to train on: {report}")
-        absent = [name for i, name in enumerate(self.targets) if i not in kept_languages]
-        if absent and not self.held_out:
+        absent = self._nowhere([self.targets[i] for i in languages if i not in kept_languages])
+        if absent:
             raise ValueError(f"clo.target_lang: no usable row holds {' or '.join(absent)}; {report}")
         LOG.info("clo: %s", report)
         if suspects:

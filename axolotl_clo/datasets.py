@@ -75,6 +75,26 @@ def value_of(config: Any, key: str) -> Any:
     return config.get(key) if isinstance(config, dict) else getattr(config, key, None)
 
 
+def training_entries(cfg: Any) -> list[Any]:
+    """The entries of `datasets:` with a type of ours, one for each name where an entry lists several."""
+    entries = [entry for entry in cfg.get("datasets") or [] if str(value_of(entry, "type")).startswith("axolotl_clo.")]
+    return [
+        type(entry)({**entry, "name": name}) if isinstance(entry.get("name"), list) else entry
+        for entry in entries
+        for name in (entry["name"] if isinstance(entry.get("name"), list) else [None])
+    ]
+
+
+def load_rows(cfg: Any, entry: Any) -> Any:
+    """The rows that Axolotl reads of an entry of `datasets:`."""
+    from axolotl.utils.data.shared import load_dataset_with_config
+
+    dataset = load_dataset_with_config(entry, cfg.hf_use_auth_token)
+    if isinstance(dataset, dict):
+        return dataset[entry.split if entry.split in dataset else "train"]
+    return dataset
+
+
 def _entries(cfg: Any) -> list[tuple[str, Any]]:
     return [(f"{option}.path", entry) for option, entry in dataset_entries(cfg) if isinstance(entry, dict)]
 

@@ -18,6 +18,9 @@ from axolotl_clo.schema import FieldMapping
 
 Messages = list[dict[str, str]]
 
+# Rows looked through at once for their languages.
+_SCANNED_ROWS = 1000
+
 
 class Unusable(Exception):
     """A row that cannot be used: why, and which column is at fault."""
@@ -49,8 +52,12 @@ class RowReader:
         """
         self.fields, self.source, self.targets = fields, source, targets
 
-    def check_columns(self, dataset: Any) -> None:
+    def check_columns(self, dataset: Any, every_target: bool = True) -> None:
         """Stop where a `datasets.Dataset` lacks a column or a language altogether.
+
+        Args:
+            dataset: parallel rows.
+            every_target: whether it must have all target languages, or one at least.
 
         Raises:
             ValueError: names the column or the option, and what the dataset has.
@@ -74,16 +81,52 @@ class RowReader:
                     "and `response` (or `messages`) holding one entry per language, or flat columns named in "
                     "`clo.fields`"
                 )
-            feature = dataset.features[column]
-            known = list(feature) if isinstance(feature, dict) else list(getattr(feature, "languages", []) or [])
-            asked = [("source_lang", self.source), *(("target_lang", target) for target in self.targets)]
-            for option, language in asked:
-                if known and language not in known:
-                    near = difflib.get_close_matches(language, known, n=1, cutoff=0.5)
+            known = _languages(dataset, column)
+            if not known:
+                continue
+            targets = [target for target in self.targets if every_target or known.isdisjoint(self.targets)]
+            for option, language in [("source_lang", self.source), *(("target_lang", target) for target in targets)]:
+                if language not in known:
                     raise ValueError(
-                        f"clo.{option}: {language!r} is not in column {column!r}; languages there: {', '.join(known)}"
-                        + (f" (did you mean {near[0]!r}?)" if near else "")
+                        f"clo.{option}: {language!r} is not in column {column!r}; {self.described(known, [language])}"
                     )
+
+    def held(self, dataset: Any, languages: list[str]) -> list[str]:
+        """Those of `languages` in which some row of a dataset says something."""
+        if self.fields.flat:
+            return languages
+        columns = self._nested(dataset)
+        known = [_languages(dataset, column) for column in columns]
+        left = {language for language in languages if any(not there or language in there for there in known)}
+        found: set[str] = set()
+        for start in range(0, len(dataset), _SCANNED_ROWS):
+            if not left:
+                break
+            rows = dataset[start : start + _SCANNED_ROWS]
+            texts = [value for column in columns for value in rows[column] if isinstance(value, dict)]
+            found |= {language for language in left if any(text.get(language) is not None for text in texts)}
+            left -= found
+        return [language for language in languages if language in found]
+
+    def known(self, dataset: Any) -> set[str]:
+        """All languages that the rows of a dataset have a place for."""
+        columns = self._nested(dataset)
+        return {
+            language
+            for column in columns
+            for language in _languages(dataset, column)
+            or (key for value in dataset[column] if isinstance(value, dict) for key in value)
+        }
+
+    @staticmethod
+    def described(known: set[str], asked: list[str]) -> str:
+        """The languages there are, for a message on those that are not, with one that may have been meant."""
+        near = [name for language in asked for name in difflib.get_close_matches(language, known, n=1, cutoff=0.5)]
+        return f"languages there: {', '.join(sorted(known))}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+    def _nested(self, dataset: Any) -> list[str]:
+        names = (self.fields.messages, self.fields.prompt, self.fields.response)
+        return [name for name in names if name in dataset.column_names]
 
     def side(self, row: dict[str, Any], number: int, language: str) -> Side:
         """One language of a row.
@@ -107,6 +150,12 @@ class RowReader:
             prompt_column=prompt_column,
             response_column=response_column,
         )
+
+
+def _languages(dataset: Any, column: str) -> set[str]:
+    """Languages of a nested column by its type; none where that leaves them to each row."""
+    feature = dataset.features[column]
+    return set(feature) if isinstance(feature, dict) else set(getattr(feature, "languages", None) or ())
 
 
 def _conversation(turns: Any, number: int, column: str) -> Side:
