@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle  # nosec B403 # only its error
+import re
 import shutil
 import signal
 import threading
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +19,13 @@ from axolotl.utils.logging import get_logger
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
-from axolotl_clo.faults import on_any_rank
+from axolotl_clo.faults import OnAnyRankBefore
 
 LOG = get_logger(__name__)
+
+# What each rank writes: its random state; DeepSpeed's parts of the optimizer and, under ZeRO-3, of the weights.
+_RANDOM_STATE = re.compile(r"rng_state_(\d+)\.pth")
+_SHARD = re.compile(r"((?:\w+_)?zero_pp_rank_)(\d+)(_mp_rank_\d+_(?:model|optim)_states\.pt)")
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a process that SIGTERM ends, as shells have it
 
@@ -26,8 +33,15 @@ TERMINATED = 128 + signal.SIGTERM  # the exit status of a process that SIGTERM e
 def problem_of(checkpoint: Path) -> str | None:
     """Why training cannot go on from a checkpoint's folder, or None.
 
-    Every file is looked at that has an end to look for, whether the Trainer, DeepSpeed or PyTorch's distributed
-    checkpoints wrote it: one that was cut short lacks it.
+    Seen are: files cut short that have an end to look for (`.safetensors`, `.json`, what `torch.save` writes) or whose
+    length the index of PyTorch's distributed checkpoints tells; shards that an index names and that are not there; and
+    parts of ranks: a gap in their numbers, and with DeepSpeed another number of parts of the optimizer than of the
+    weights or of random states. That every rank wrote its part is what trainer_state.json says, see
+    `LongRunTrainer._save_rng_state`.
+
+    Not seen are: bytes that changed, the random states of the last ranks where nothing else counts ranks, and
+    DeepSpeed's parts of the optimizer where all are gone and its stage keeps the weights whole. How many processes
+    there are now plays no part, as training may go on with another number of them.
     """
     if not checkpoint.is_dir():
         return "it is not there"
@@ -46,6 +60,59 @@ def problem_of(checkpoint: Path) -> str | None:
     latest = checkpoint / "latest"  # DeepSpeed's
     if latest.exists() and not (checkpoint / latest.read_text().strip()).is_dir():
         return f"{latest.read_text().strip()} is missing"
+    return _missing_of_ranks(checkpoint) or _problem_of_distributed(checkpoint)
+
+
+def _missing_of_ranks(checkpoint: Path) -> str | None:
+    """What is missing of the files that each rank writes, or None."""
+    ranks = {int(found[1]) for file in checkpoint.iterdir() if (found := _RANDOM_STATE.fullmatch(file.name))}
+    if missing := _gap(ranks):
+        return f"rng_state_{missing[0]}.pth is missing"
+    for folder in {file.parent for file in checkpoint.rglob("*_states.pt")}:
+        parts: dict[str, set[int]] = defaultdict(set)  # by all of a file's name but the rank
+        for file in folder.iterdir():
+            if found := _SHARD.fullmatch(file.name):
+                parts[f"{found[1]}{{}}{found[3]}"].add(int(found[2]))
+        optimizer = [name for name in parts if name.endswith("_optim_states.pt")]
+        if not optimizer and parts:
+            return f"all of {folder.name}/*_optim_states.pt are missing"
+        # Each rank of a model-parallel group has weights of its own, and its part of the optimizer is shared by others.
+        groups = len(optimizer)
+        shards = max([len(ranks) // groups if groups else 0, *(max(numbers) + 1 for numbers in parts.values())])
+        for name, numbers in sorted(parts.items()):
+            if missing := _gap(numbers, shards):
+                return f"{folder.name}/{name.format(missing[0])} is missing"
+        if ranks and groups and len(ranks) < shards * groups:
+            return f"rng_state_{len(ranks)}.pth is missing"
+    return None
+
+
+def _gap(numbers: set[int], count: int = 0) -> list[int]:
+    """Which numbers from 0 are missing, up to the largest or to a count."""
+    return sorted(set(range(max([count - 1, *numbers]) + 1)) - numbers)
+
+
+def _problem_of_distributed(checkpoint: Path) -> str | None:
+    """What is missing of PyTorch's distributed checkpoints in a folder, as their index has it, or None."""
+    for folder in sorted({file.parent for file in checkpoint.rglob("*.distcp")}):
+        index = folder / ".metadata"  # written last, and under another name until then
+        if not index.exists():
+            return f"{index.relative_to(checkpoint)} is missing"
+        from torch.distributed.checkpoint import FileSystemReader
+
+        try:
+            places = (FileSystemReader(folder).read_metadata().storage_data or {}).values()
+        except (EOFError, pickle.UnpicklingError):
+            return f"{index.relative_to(checkpoint)} is cut short"
+        ends: dict[str, int] = defaultdict(int)
+        for place in places:
+            ends[place.relative_path] = max(ends[place.relative_path], place.offset + place.length)
+        for name, end in sorted(ends.items()):
+            file = folder / name
+            if not file.exists():
+                return f"{file.relative_to(checkpoint)} is missing"
+            if file.stat().st_size < end:
+                return f"{file.relative_to(checkpoint)} is cut short"
     return None
 
 
@@ -107,13 +174,18 @@ def written_whole(checkpoint: Path, tidy: bool) -> Iterator[None]:
         tidy: this rank is the one that removes it.
 
     Raises:
-        ValueError: it could not be written.
+        ValueError: it could not be written, or something that comes after it failed; then it stays.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save
             raise
+        if problem_of(checkpoint) is None:  # then it was a copy, an upload or the removal of an older one
+            raise ValueError(
+                f"{checkpoint} is written and whole, but what comes after that failed ({error}); resume from it once "
+                "the cause is gone"
+            ) from error
         if tidy:
             shutil.rmtree(checkpoint, ignore_errors=True)
         earlier = last_whole(checkpoint.parent)
@@ -124,10 +196,14 @@ def written_whole(checkpoint: Path, tidy: bool) -> Iterator[None]:
 
 
 class CheckpointOnSigterm(TrainerCallback):
-    """Writes a checkpoint and ends training at the end of the step in which a scheduler sends SIGTERM to any rank."""
+    """Writes a checkpoint and ends training once a scheduler has sent SIGTERM to any rank.
+
+    One process does so at the end of the step in which it comes, several ranks at the end of the next.
+    """
 
     def __init__(self) -> None:
         self.called = self.stopped = False
+        self._anywhere = OnAnyRankBefore()
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
@@ -136,10 +212,14 @@ class CheckpointOnSigterm(TrainerCallback):
             self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "called", True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
-        if on_any_rank(self.called, args.device) and not self.stopped and state.global_step < state.max_steps:
+        # What is asked at the end of one step is answered at the end of the next, alike on all ranks.
+        if self.stopped or state.global_step >= state.max_steps:
+            return
+        if self._anywhere.ask(self.called, args.device):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        self._anywhere.answer()  # or the last question would outlive the processes it went to
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,38 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
     return bool(up.item())
 
 
+class OnAnyRankBefore:
+    """Whether a flag was up on any rank when they asked last, so that no host waits for its device now.
+
+    Every rank must ask as often. A process that is alone is answered at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[torch.Tensor, Callable[[], Any]] | None = None
+
+    def ask(self, flag: bool, device: torch.device) -> bool:
+        """Ask with this rank's flag; returns the answer to the question before, False the first time."""
+        if not dist.is_initialized():
+            return flag
+        before = self.answer()
+        up = torch.full((), float(flag), device=device)  # a copied number would be waited for
+        work = dist.all_reduce(up, op=dist.ReduceOp.MAX, async_op=True)
+        if device.type == "cuda":
+            work.wait()  # of the stream; the host goes on
+            self._asked = up.to("cpu", non_blocking=True), torch.cuda.current_stream(device).record_event().synchronize
+        else:
+            self._asked = up, work.wait
+        return before
+
+    def answer(self) -> bool:
+        """The answer to the last question, False where none is open."""
+        if self._asked is None:
+            return False
+        (up, arrived), self._asked = self._asked, None
+        arrived()
+        return bool(up.item())
+
+
 @contextmanager
 def data_expected(rank: int, timeout: float) -> Iterator[None]:
     """End the process, with its name and where it stands, if its batches do not come; the others wait for it.
@@ -102,7 +134,11 @@ def data_expected(rank: int, timeout: float) -> Iterator[None]:
 
     def give_up() -> None:
         LOG.error(
-            "clo: rank %d has waited %.0f s for a batch of data (ddp_timeout: %d); it ends", rank, patience, timeout
+            "clo: rank %d has waited %.0f s for a batch of data (ddp_timeout: %d); it ends",
+            rank,
+            patience,
+            timeout,
+            main_process_only=False,
         )
         faulthandler.dump_traceback(file=2)
         os._exit(1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from axolotl.utils.logging import get_logger
 from transformers.trainer_utils import get_last_checkpoint
 
-from axolotl_clo.checkpoints import TERMINATED, CheckpointOnSigterm, whole_checkpoint, written_whole
+from axolotl_clo.checkpoints import TERMINATED, CheckpointOnSigterm, problem_of, whole_checkpoint, written_whole
 from axolotl_clo.faults import StepSkipper, data_expected, memory_explained, nonfinite_rows
 from axolotl_clo.logprobs import Batch
 from axolotl_clo.loss import CLOTerms
@@ -54,11 +57,13 @@ class LongRunTrainer(ScoringTrainer):
             sys.exit(TERMINATED)
         return result
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
         if self.accelerator.num_processes == 1:
-            return super().get_batch_samples(*args, **kwargs)
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
         with data_expected(self.accelerator.process_index, self.args.ddp_timeout):
-            return super().get_batch_samples(*args, **kwargs)
+            batches = list(islice(epoch_iterator, num_batches))
+        # Counting what they hold waits for the other ranks, one of which may be the one without data.
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         with memory_explained(inputs, self.accelerator.process_index, self.state.global_step):
@@ -70,6 +75,7 @@ class LongRunTrainer(ScoringTrainer):
 
     def _report_nonfinite(self, loss: torch.Tensor, inputs: Batch) -> None:
         assert self._terms_of_step is not None  # nosec B101 # tells the type checker
+        assert self._sums is not None  # nosec B101 # tells the type checker
         found = (
             f"the loss of step {self.state.global_step + 1} is {loss.item()} on rank {self.accelerator.process_index}: "
             f"{nonfinite_rows(self._terms_of_step, inputs)}"
@@ -79,11 +85,20 @@ class LongRunTrainer(ScoringTrainer):
                 f"{found}. A lower `learning_rate` or float32 may help, or the rows are at fault; "
                 "`clo.nonfinite_loss: skip` leaves such steps out"
             )
-        LOG.warning("clo: %s", found)
-        self._sums = self._sums_before  # or no metric until the next log would be a number
+        LOG.warning("clo: %s", found, main_process_only=False)
+        # Or no metric until the next log would be a number; zeros, as this rank must add to the others' all the same.
+        self._sums = torch.zeros_like(self._sums) if self._sums_before is None else self._sums_before
         self._skipper.asked = True
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last that each rank writes: trainer_state.json, which the first one writes next, says that all are done.
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: Any, trial: Any, **kwargs: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists() and problem_of(folder) is not None:
+            shutil.rmtree(folder)  # left by a run that was killed, maybe with parts of more ranks than there are now
+        self.accelerator.wait_for_everyone()
         with written_whole(folder, tidy=self.args.should_save):
             super()._save_checkpoint(model, trial, **kwargs)

@@ -249,9 +249,10 @@ class CLOTrainer(LongRunTrainer):
         super().log(logs, start_time)
 
     def _warn_if_stuck(self, means: dict[str, float]) -> None:
-        if self.clo.preference_loss not in ("sigmoid", "robust"):
+        there = [means[name] for name in PREFERENCES if name in means]
+        if not there or self.clo.preference_loss not in ("sigmoid", "robust"):
             return
-        preference = mean(means[name] for name in PREFERENCES if name in means)
+        preference = mean(there)
         stuck = self.state.global_step >= STUCK_STEPS and abs(preference - math.log(2)) < STUCK_DISTANCE
         self._stuck_logs = self._stuck_logs + 1 if stuck else 0
         if self._stuck_logs == STUCK_LOGS:

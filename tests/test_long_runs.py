@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as distributed
 from conftest import ROOT, load_config, logged, train, weights
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -69,6 +70,61 @@ def test_a_whole_checkpoint_has_no_problem_and_a_cut_file_is_named(run: Any, tmp
         file.write_bytes(content)
     (checkpoint / "trainer_state.json").unlink()
     assert problem_of(checkpoint) == "trainer_state.json is missing"
+
+
+ZERO2 = ["mp_rank_00_model_states.pt", *(f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in range(2))]
+ZERO3 = [f"bf16_zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in range(3)]
+ZERO3 += [f"zero_pp_rank_{n}_mp_rank_00_model_states.pt" for n in range(3)]
+TWO_BY_TWO = [f"zero_pp_rank_{n}_mp_rank_0{m}_optim_states.pt" for n in range(2) for m in range(2)]
+TWO_BY_TWO += [f"mp_rank_0{m}_model_states.pt" for m in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "deepspeed", "missing"),
+    [
+        (0, [], []),  # one process, or weights alone
+        (3, [], ["rng_state_0.pth", "rng_state_1.pth"]),
+        (2, ZERO2, ["rng_state_1.pth", *ZERO2[1:]]),
+        (0, ZERO2, [ZERO2[1]]),  # nobody kept random states
+        (3, ZERO3, ["rng_state_2.pth", *ZERO3]),
+        (0, ZERO3, ZERO3),
+        (4, TWO_BY_TWO, ["rng_state_3.pth", *TWO_BY_TWO[:4]]),  # model-parallel
+        (2, ["mp_rank_00_model_states.pt"], ["rng_state_0.pth"]),  # the optimizer is not partitioned
+    ],
+)
+def test_the_part_of_a_rank_that_is_missing_is_named(
+    ranks: int, deepspeed: list[str], missing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")  # training may go on with another number of processes
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "global_step4").mkdir()
+    files = [tmp_path / f"rng_state_{n}.pth" for n in range(ranks)] + [tmp_path / "global_step4" / x for x in deepspeed]
+    for file in files:
+        torch.save({}, file)
+    assert problem_of(tmp_path) is None
+    for file in files:
+        if file.name in missing:
+            file.unlink()
+            assert problem_of(tmp_path) == f"{file.relative_to(tmp_path)} is missing"
+            torch.save({}, file)
+
+
+def test_pytorchs_distributed_checkpoints_are_held_against_their_index(tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text("{}")
+    folder = tmp_path / "pytorch_model_fsdp_0"
+    writer = distributed.FileSystemWriter(folder, single_file_per_rank=False)
+    distributed.save({"large": torch.ones(10_000), "small": torch.ones(3)}, storage_writer=writer, no_dist=True)
+    shards = sorted(folder.glob("*.distcp"))
+    assert len(shards) == 2
+    assert problem_of(tmp_path) is None
+    for file in (*shards, folder / ".metadata"):
+        content = file.read_bytes()
+        for left in (0, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:left])
+            assert problem_of(tmp_path) == f"{file.relative_to(tmp_path)} is cut short"
+        file.unlink()
+        assert problem_of(tmp_path) == f"{file.relative_to(tmp_path)} is missing"
+        file.write_bytes(content)
 
 
 @pytest.mark.bad_input("long runs")
@@ -254,6 +310,30 @@ def test_half_a_checkpoint_is_not_left_behind(kind: str, tmp_path: Path, full_di
     ):
         write[kind]()
     assert not checkpoint.exists()
+
+
+@pytest.mark.bad_input("long runs")
+def test_a_checkpoint_stays_when_only_what_comes_after_it_fails(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uploaded(*_: Any, **__: Any) -> None:
+        raise OSError("no route to the hub")
+
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", uploaded)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is written and whole, but .* failed \(no route to the hub\)"):
+        run()
+    assert problem_of(tmp_path / "out" / "checkpoint-2") is None
+
+
+def test_what_a_killed_run_left_of_a_checkpoint_is_removed_before_it_is_written_again(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.rmtree(out)
+    (out / "checkpoint-2").mkdir(parents=True)
+    torch.save({}, out / "checkpoint-2" / "rng_state_3.pth")
+    run(max_steps=2)
+    assert problem_of(out / "checkpoint-2") is None
+    assert not (out / "checkpoint-2" / "rng_state_3.pth").exists()
 
 
 @pytest.mark.bad_input("long runs")
