@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import load_config, starter_rows, train, write_rows
+from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from axolotl_clo.datasets import check_local_files
 
 Write = Callable[..., Path]
 
@@ -134,6 +140,98 @@ def test_temperature_cannot_even_out_languages_of_different_datasets(two: Any, w
     message = r"clo\.sampling_temperature: 2 .* but sw are not in that with ko; join the rows in one file"
     with pytest.raises(ValueError, match=message):
         datasets(write_config(clo=clo, datasets=two("cross_lingual")))
+
+
+# ---- languages that the loader of JSON lines does not expect ----
+
+FIRST = 10 << 20  # bytes that the loader reads at first
+
+
+def padded(rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """Rows and more like the last that together are `size` bytes long as JSON lines of ASCII."""
+    left = size - sum(len(json.dumps(one)) + 1 for one in rows)
+    sizes = [FIRST // 8] * (left // (FIRST // 8) - 1)
+    filling = [rows[-1] | {"text": "x" * (n - len(json.dumps(rows[-1])) - 1)} for n in [*sizes, left - sum(sizes)]]
+    return [*rows, *filling]
+
+
+def plain(*languages: str, empty: tuple[str, ...] = ()) -> dict[str, Any]:
+    texts = {lang: f"in {lang}" for lang in languages} | dict.fromkeys(empty)
+    return {"prompt": dict(texts), "response": dict(texts), "text": ""}
+
+
+def talk(*languages: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    return {"messages": dict.fromkeys(languages, turns), "text": ""}
+
+
+KO, SW, ALL, EMPTY = plain("en", "ko"), plain("en", "sw"), plain("en", "ko", "sw"), plain("en", "ko", empty=("sw",))
+# Files of one dataset, and the file, line, column and language that the loader fails at.
+LOADED: dict[str, tuple[list[list[dict[str, Any]]], tuple[int, int, str, str] | None]] = {
+    "small and mixed": ([[KO, KO, SW]], None),
+    "small conversations, mixed": ([[talk("en", "ko"), talk("en", "sw")]], None),
+    "large, mixed from the start": ([[KO, *padded([SW, KO], FIRST + 10), SW, ALL]], None),
+    "large, one row with all at the start": ([[ALL, *padded([KO], FIRST + 10), SW]], None),
+    "large, in the line that crosses the border": ([[*padded([KO], FIRST), SW]], None),
+    "the first file has all": ([[ALL], [SW], [KO]], None),
+    "the first file is mixed": ([[KO, SW], [ALL]], None),
+    "fewer later": ([padded([ALL], FIRST + 10), [KO]], None),
+    "large, Swahili at the end": ([[*padded([KO], FIRST + 1), SW]], (0, 9, "prompt", "sw")),
+    "large, an empty place at the end": ([[*padded([KO], FIRST + 1), EMPTY]], (0, 9, "prompt", "sw")),
+    "large, empty places until the end": ([[*padded([EMPTY], FIRST + 1), ALL]], (0, 9, "prompt", "sw")),
+    "a file for each language": ([[KO, KO], [KO, SW]], (1, 2, "prompt", "sw")),
+    "a file of conversations for each": ([[talk("en", "ko")], [talk("en", "sw")]], (1, 1, "messages", "sw")),
+    "empty places in the first file": ([[EMPTY], [ALL]], (1, 1, "prompt", "sw")),
+}
+
+
+@pytest.mark.bad_input("data")
+@pytest.mark.parametrize("case", LOADED)
+def test_languages_that_the_loader_fails_at_are_named_and_no_others(case: str, tmp_path: Path) -> None:
+    files, at = LOADED[case]
+    paths = [str(write_rows(tmp_path / f"{i}.jsonl", rows)) for i, rows in enumerate(files)]
+    entry = {"type": "axolotl_clo.cross_lingual", "path": paths[0]}
+    if len(paths) > 1:
+        entry |= {"path": str(tmp_path), "data_files": paths}
+    cfg = {"clo": {"target_lang": ["ko", "sw"]}, "datasets": [entry]}
+
+    def load() -> Any:
+        return load_dataset("json", data_files=paths, split="train", cache_dir=str(tmp_path / "cache"))
+
+    if at is None:
+        assert len(load()) == sum(map(len, files))
+        check_local_files(cfg)
+        return
+    with pytest.raises(DatasetGenerationError):
+        load()
+    file, line, column, language = at
+    where = rf"datasets\[0\]\.path: {re.escape(paths[file])}, line {line}: `{column}` holds {language}, "
+    accepted = r"accepted are rows of all languages .* 10 MiB .*, or an entry of `datasets:` for each language"
+    with pytest.raises(ValueError, match=where + ".*" + accepted):
+        check_local_files(cfg)
+
+
+def test_blank_lines_leave_the_languages_of_all_first_rows(tmp_path: Path) -> None:
+    """With one the loader does not see that rows differ, and puts their languages together."""
+    first = write_rows(tmp_path / "0.jsonl", [KO, SW])
+    first.write_text("\n" + first.read_text())
+    paths = [str(first), str(write_rows(tmp_path / "1.jsonl", [ALL]))]
+    assert len(load_dataset("json", data_files=paths, split="train", cache_dir=str(tmp_path / "cache"))) == 3
+    check_local_files({"datasets": [{"type": "axolotl_clo.sft", "path": str(tmp_path), "data_files": paths}]})
+
+
+def test_files_of_other_types_are_not_looked_into_for_languages(tmp_path: Path) -> None:
+    paths = [str(write_rows(tmp_path / f"{i}.jsonl", [row])) for i, row in enumerate((KO, SW))]
+    check_local_files({"datasets": [{"type": "chat_template", "path": str(tmp_path), "data_files": paths}]})
+
+
+@pytest.mark.bad_input("data")
+def test_columns_have_the_names_of_the_config(tmp_path: Path) -> None:
+    rows = [[{"frage": row["prompt"], "response": "…"}] for row in (KO, SW)]
+    paths = [str(write_rows(tmp_path / f"{i}.jsonl", file)) for i, file in enumerate(rows)]
+    entry = {"type": "axolotl_clo.sft", "path": str(tmp_path), "data_files": paths}
+    with pytest.raises(ValueError, match="line 1: `frage` holds sw, "):
+        check_local_files({"clo": {"fields": {"prompt": "frage"}}, "datasets": [entry]})
 
 
 def test_an_entry_with_several_names_is_several_datasets() -> None:
