@@ -10,6 +10,9 @@ from math import ceil
 import numpy as np
 from torch.utils.data import BatchSampler
 
+# The reference is scored in batches so many times as large as training's on a GPU; a backward pass would take as much.
+REFERENCE_BATCHES = 2
+
 
 class TokenBatchSampler(BatchSampler):
     """Batches of at most ``budget`` tokens, for `accelerate` to hand out, one after the other, to the ranks.

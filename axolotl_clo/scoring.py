@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from axolotl_clo.batches import pack
+from axolotl_clo.batches import REFERENCE_BATCHES, pack
 from axolotl_clo.checkpointing import checkpoint_what_trains
 from axolotl_clo.collator import CLOCollator
 from axolotl_clo.logprobs import (
@@ -224,7 +224,7 @@ class ScoringTrainer(AxolotlTrainer):
         if record is not None and cfg.adapter and record.lora_model_dir is None:
             record = None  # trained as an adapter on weights that are still there under it
         cache = self._reference_cache = self._open_cache(record.key if record else self._model_key(self.model))
-        if all(digest in cache.rows for digest in row_digests(dataset)):
+        if not _missing(cache, row_digests(dataset)):
             return self._with_reference(dataset, None)
         if self._is_sharded:
             raise ValueError(
@@ -288,8 +288,7 @@ class ScoringTrainer(AxolotlTrainer):
         cache = self._reference_cache
         assert cache is not None  # nosec B101 # tells the type checker
         digests = row_digests(dataset)
-        missing = [i for i, digest in enumerate(digests) if digest not in cache.rows]
-        if missing:
+        if missing := _missing(cache, digests):
             scored = self._score(model, dataset, missing, keep_adapter)
             if broken := [dataset[i]["row"] for i, log_probs in scored if not log_probs.isfinite().all()]:
                 raise ValueError(
@@ -344,14 +343,25 @@ class ScoringTrainer(AxolotlTrainer):
         return gather_object(list(zip(chain.from_iterable(mine), torch.cat(scored).cpu(), strict=True)))
 
     def _reference_budget(self, lengths: list[int]) -> int:
-        """Tokens of a batch without gradients: what the largest batch by examples would have, or `tokens_per_batch`."""
+        """Tokens of a batch without gradients: what the largest batch by examples would have, or `tokens_per_batch`.
+
+        A GPU gets more at a time, as nothing is kept for a backward pass.
+        """
         largest = sum(sorted(lengths)[-self.args.per_device_eval_batch_size :])
-        return max(largest, self.clo.tokens_per_batch or 0)
+        return max(largest, self.clo.tokens_per_batch or 0) * (
+            1 if self.args.device.type == "cpu" else REFERENCE_BATCHES
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(model, trial, **kwargs)
         if self._record is not None and self.is_world_process_zero():
             self._record.write(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+
+def _missing(cache: ReferenceCache, digests: list[str]) -> list[int]:
+    """Rows that are not in the cache of any one rank; hosts may not see the same file, and all must score or none."""
+    mine = [i for i, digest in enumerate(digests) if digest not in cache.rows]
+    return sorted(set(chain.from_iterable(gather_object([mine]))))
 
 
 def _innermost(model: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from axolotl_clo import output_head
-from axolotl_clo.batches import TokenBatchSampler
+from axolotl_clo.batches import REFERENCE_BATCHES, TokenBatchSampler
 from axolotl_clo.inspection import duration
 from axolotl_clo.inspection.config import Engine, engine_of, loaded
 from axolotl_clo.inspection.memory import FLOAT32, Memory, Model, estimate, optimizer_bytes, piece_of_logits
@@ -271,9 +271,11 @@ class _Run:
         """Bytes of scoring the reference in its largest batch."""
         if not self.clo.needs_reference or self.clo.reference == "adapter":
             return 0
-        rows = [int(i) for i in np.argsort(-self.lengths.packed, kind="stable")[: self.cfg.eval_batch_size]]
+        longest = [int(i) for i in np.argsort(-self.lengths.packed, kind="stable")]
+        times = REFERENCE_BATCHES if self.like_gpu else 1
+        rows = longest[: self.cfg.eval_batch_size * times]
         if self.clo.tokens_per_batch:
-            rows = max(self.batches, key=len)
+            rows = max(self.batches, key=len) * times
         return scoring_pass(structure.model, fake_batch(mode, [self.dataset[i] for i in rows]), way)
 
     def _estimate(self, sizes: Model, step: Any, reference: int) -> Memory:
