@@ -22,6 +22,9 @@ Batch = dict[str, Any]
 # Largest difference in nats between a packed and a separate token that counts as equal in float32.
 PACKING_TOLERANCE = 1e-3
 
+# Of logits that are there at once, how many positions are taken to float32 at a time.
+_POSITIONS = 256
+
 # Of a prompt's end and of a response's beginning, in the example on which layouts are tried.
 TRIED_TOKENS = 32
 
@@ -48,9 +51,32 @@ def token_log_probs(model: nn.Module, batch: Batch, *, packed: bool = True, in_p
         places = row * inputs["input_ids"].shape[1] + column
         scores: torch.Tensor = model(**inputs, use_cache=False, score_positions=places, score_ids=batch["response_ids"])
         return scores
-    logits = _logits(model, inputs, row, column).float()
-    chosen = logits.gather(-1, batch["response_ids"][:, None]).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    chosen: torch.Tensor = _Chosen.apply(_logits(model, inputs, row, column), batch["response_ids"])
+    return chosen
+
+
+class _Chosen(torch.autograd.Function):
+    """`[N]` log-probabilities of `ids`, `[N]`, in float32, from logits `[N, V]` that are there at once.
+
+    Beside the logits and their gradient, each in the dtype of the logits, no tensor is as large as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        totals = torch.cat([piece.float().logsumexp(-1) for piece in logits.split(_POSITIONS)])
+        ctx.save_for_backward(logits, ids, totals)
+        return logits.gather(-1, ids[:, None]).squeeze(-1).float() - totals
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, ids, totals = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        parts = (x.split(_POSITIONS) for x in (logits, ids, totals, grads[0], gradient))
+        for scores, tokens, total, grad, out in zip(*parts, strict=True):
+            towards = (scores.float() - total[:, None]).exp_().neg_()
+            towards[torch.arange(len(tokens), device=tokens.device), tokens] += 1
+            out.copy_(towards.mul_(grad[:, None]))
+        return gradient, None
 
 
 def _logits(model: nn.Module, inputs: dict[str, Any], row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,8 @@ def _scores_of_pieces(model: Any, name: str, output: Any, positions: torch.Tenso
     if torch.is_grad_enabled() and _trains(model, name):
         pieces = zip(hidden.split(size), ids.split(size), strict=True)
         return torch.cat([checkpoint(_log_probs, logits, *piece, use_reentrant=False) for piece in pieces])
-    return _FrozenHead.apply(hidden, ids, logits, size)  # type: ignore[no-any-return]
+    with _cast_once(model, hidden.device.type):
+        return _FrozenHead.apply(hidden, ids, logits, size)  # type: ignore[no-any-return]
 
 
 def _trains(model: nn.Module, body: str) -> bool:
@@ -112,6 +113,21 @@ def _replaced(model: nn.Module, name: str, output: Any, piece: torch.Tensor) -> 
         yield
     finally:
         model._modules[name] = decoder
+
+
+@contextmanager
+def _cast_once(model: Any, device: str) -> Iterator[None]:
+    """Cast a frozen head's weights once; autocast, which keeps only casts of what trains, would for every piece."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if type(weight) is not nn.Parameter or weight.requires_grad or not torch.is_autocast_enabled(device):
+        yield
+        return
+    head._parameters["weight"] = weight.to(torch.get_autocast_dtype(device))
+    try:
+        yield
+    finally:
+        head._parameters["weight"] = weight
 
 
 def _log_probs(logits: Logits, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

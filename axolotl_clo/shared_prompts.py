@@ -36,8 +36,9 @@ def share_prompts(batch: Batch) -> Batch:
         `logit_positions` in those, and with `attention_mask`, `[1, 1, directions present, 3]`, of integers and on
         the host: `pairs` in the form in which models hand a mask to their attention untouched.
     """
+    global _latest
     mask = torch.tensor(batch["pairs"])[None, None]
-    _PAIRS[mask] = tuple(map(tuple, batch["pairs"]))
+    _PAIRS[mask] = _latest = tuple(map(tuple, batch["pairs"]))
     return {
         **batch,
         "input_ids": batch["input_ids"][:, batch["first_copies"]],
@@ -67,14 +68,17 @@ def set_attention(model: Any, longest: int) -> str | None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config = model.config.get_text_config()
-    name, window = config._attn_implementation, getattr(config, "sliding_window", None)
-    if name not in _KINDS:
+    name = config._attn_implementation
+    kind = _FROM_THE_HUB.get(name.partition("@")[0], name)
+    if kind not in _KINDS:
         return f"attn_implementation is {name}, and {' or '.join(_KINDS)} is needed"
-    if window is not None and window < longest:
+    windows = [getattr(config, option, None) for option in ("sliding_window", "attention_chunk_size")]
+    window = min((size for size in windows if size), default=longest)
+    if window < longest:
         return f"the model attends to the last {window} tokens only, and sequences may have {longest}"
     attention = ALL_ATTENTION_FUNCTIONS[name]
     if not isinstance(attention, _Shared):
-        AttentionInterface.register(name, _Shared(attention, _KINDS[name]))
+        AttentionInterface.register(name, _Shared(attention, _KINDS[kind]))
     return None
 
 
@@ -114,14 +118,18 @@ class _Shared:
         pairs: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        if pairs not in _PAIRS:  # a copy of the one made above; once a batch, as the host may have to wait
-            _PAIRS[pairs] = tuple(map(tuple, pairs.view(-1, 3).tolist()))
+        if pairs not in _PAIRS:
+            # An engine made a copy on its device of the mask made last; reading that, the host would have to wait.
+            assert sum(map(sum, _latest)) == query.shape[2]  # nosec B101 # or it is not the batch at hand
+            _PAIRS[pairs] = _latest
         return self.of_pairs(self.plain, module, query, key, value, _PAIRS[pairs], **kwargs)
 
 
-_PAIRS: Any = WeakIdKeyDictionary()
-
 Pairs = tuple[tuple[int, int, int], ...]
+
+# Of each mask what it says; and what the mask of the batch that the model is given next, or is computing, says.
+_PAIRS: Any = WeakIdKeyDictionary()
+_latest: Pairs = ()
 
 
 def _sdpa(
@@ -236,5 +244,12 @@ def _two_calls(pairs: Pairs, device: torch.device) -> _TwoCalls:
     both = call(firsts, firsts), call(seconds, behind)
     return _TwoCalls(both, torch.argsort(torch.cat([part.queries for part in both])))
 
+
+# What transformers takes for FlashAttention where its package is not installed.
+_FROM_THE_HUB = {
+    "kernels-community/flash-attn2": "flash_attention_2",
+    "kernels-community/vllm-flash-attn3": "flash_attention_3",
+    "kernels-community/flash-attn3": "flash_attention_3",
+}
 
 _KINDS: dict[str, OfPairs] = {"sdpa": _sdpa, "flash_attention_2": _flash, "flash_attention_3": _flash}

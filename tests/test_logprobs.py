@@ -17,7 +17,14 @@ from transformers import (
 )
 
 from axolotl_clo.collator import SEQUENCES, CLOCollator
-from axolotl_clo.logprobs import TRIED_TOKENS, first_example, packing_is_exact, sequence_log_probs, token_log_probs
+from axolotl_clo.logprobs import (
+    TRIED_TOKENS,
+    _Chosen,
+    first_example,
+    packing_is_exact,
+    sequence_log_probs,
+    token_log_probs,
+)
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -147,6 +154,20 @@ def test_gradients_of_packed_and_padded_agree() -> None:
         sequence_log_probs(model, batch, packed=packed).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_of_logits_at_once_and_their_gradients(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(700, 50)).to(dtype).requires_grad_()
+    ids, weights = torch.randint(0, 50, (700,)), torch.randn(700)
+    expected = logits.float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
+    found = _Chosen.apply(logits, ids)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (found, expected)]
+    assert gradients[0].dtype == dtype
+    torch.testing.assert_close(*gradients)
 
 
 def test_only_response_positions_reach_the_output_head() -> None:

@@ -154,6 +154,29 @@ def test_adapters_and_autocast_pass_through() -> None:
     assert (mixed - token_log_probs(adapted, batch)).abs().max() > 1e-4
 
 
+def test_a_frozen_head_is_cast_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = build(CONFIGS["llama"]), CLOCollator()(rows())
+    let_score(model)
+    model.lm_head.requires_grad_(False)
+    weight = model.lm_head.weight
+    monkeypatch.setitem(output_head.PIECE, "cpu", 4 * model.config.vocab_size)
+    assert len(batch["logit_positions"]) > 8
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].shape == weight.shape:
+                casts.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        found = token_log_probs(model, batch, in_pieces=True)
+    assert len([x for x in casts if x is weight]) == 1
+    assert model.lm_head.weight is weight
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(found, token_log_probs(model, batch), atol=0.02, rtol=0)
+
+
 def test_the_model_still_scores_in_pieces_after_accelerate_wrapped_and_unwrapped_it() -> None:
     model, batch = build(CONFIGS["llama"]), CLOCollator()(rows())
     let_score(model)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import logged, train, weights
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from axolotl_clo import shared_prompts
 from axolotl_clo.collator import SEQUENCES, CLOCollator
 from axolotl_clo.logprobs import packing_is_exact, sequence_log_probs, token_log_probs
 from axolotl_clo.shared_prompts import set_attention, share_prompts
@@ -114,6 +116,25 @@ def test_every_prompt_passes_through_the_model_once() -> None:
     model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: seen.append(output.shape[1]))
     sequence_log_probs(model, share_prompts(batch))
     assert seen == [sum(a + b + d + c + d + b for a, b, c, d in LENGTHS)]
+
+
+def test_an_engine_may_copy_the_mask_to_its_device() -> None:
+    """Nobody waits for the copy to be read."""
+    model, batch = build(CONFIGS["llama"]), share_prompts(CLOCollator()(rows()))
+    set_attention(model, longest=64)
+    expected = token_log_probs(model, batch)
+    copied = {**batch, "attention_mask": batch["attention_mask"].clone()}
+    read = []
+
+    class Reads(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.Tensor.tolist, torch.Tensor.item):
+                read.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Reads():
+        assert torch.equal(token_log_probs(model, copied), expected)
+    assert not read
 
 
 def test_a_response_does_not_see_the_other_one() -> None:
@@ -209,6 +230,15 @@ def test_shared_prompts_are_as_near_on_a_gpu_as_packed_ones(attn: str) -> None:
         assert set_attention(model, longest=64) is None
         shared = sequence_log_probs(model, share_prompts(batch))
     assert (shared - truth).abs().max() <= 2 * (packed - truth).abs().max() + 0.05
+
+
+def test_flash_attention_from_the_hub_is_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "kernels-community/flash-attn2@v1"
+    monkeypatch.setitem(AttentionInterface._global_mapping, name, lambda *_args, **_kwargs: None)
+    model = build(CONFIGS["llama"])
+    model.config._attn_implementation = name
+    assert set_attention(model, longest=64) is None
+    assert AttentionInterface._global_mapping[name].of_pairs is shared_prompts._flash
 
 
 def test_what_cannot_share_says_why() -> None:
