@@ -67,7 +67,7 @@ def with_defaults(given: argparse.Namespace) -> argparse.Namespace:
     cuda, quick = given.device == "cuda", given.quick
     defaults = {
         "runs": ["clo", "dpo", "unshared", "curve"] if quick else [n for n in (*RUNS, *LINES) if n != "plain"],
-        "rows": (8 if quick else 32) if cuda else (4 if quick else 12),
+        "rows": (8 if quick else 256) if cuda else (4 if quick else 12),
         "batch": 2 if cuda else 4,
         "epochs": [1] if quick or cuda else [1, 3],
         "repeats": 1 if quick else 2,
