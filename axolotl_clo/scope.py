@@ -3,7 +3,7 @@
 `python -m axolotl_clo.scope MODEL` prints the measure of a model in the languages of the starter rows.
 
 The measure is bits per byte of the target responses given their prompts, against that of the source responses of the
-same rows, over rows spread evenly over the dataset (the first rows of a sorted file may all be easy ones).
+same rows, over rows spread evenly over each dataset (the first rows of a sorted file may all be easy ones).
 
 The threshold, 2.7 times, is ours and provisional: it parts the six languages of the paper (arXiv 2505.14297) on
 SmolLM2-135M-Instruct, where the command above measures de 2.26, ko 2.32, id 2.41, zh 2.44, yo 2.98 and sw 3.33. With
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_clo.collator import CLOCollator
 from axolotl_clo.cross_lingual import SOURCE_LANGUAGE, CrossLingualStrategy, strategy_options
-from axolotl_clo.datasets import starter_folder
+from axolotl_clo.datasets import load_rows, starter_folder, training_entries
 from axolotl_clo.evaluate.language import LANGUAGES
 from axolotl_clo.logprobs import sequence_log_probs
 from axolotl_clo.schema import CLOConfig
@@ -33,6 +34,8 @@ from axolotl_clo.schema import CLOConfig
 LOG = get_logger(__name__)
 
 MEASURED_ROWS = 64
+# Of each dataset, however many there are: some of its rows may not be usable.
+LEAST_ROWS = 8
 THRESHOLD = 2.7
 
 
@@ -72,7 +75,7 @@ def resolve_scope(cfg: Any, model: Any) -> str:
         )
     clo = CLOConfig.from_cfg(cfg)
     assert clo is not None  # nosec B101 # tells the type checker
-    known = measure_knowledge(model, _strategy(cfg), _rows(cfg))
+    known = measure_knowledge(model, clo.target_langs, _measured(cfg))
     worst = max(known, key=lambda lang: known[lang].ratio)
     more = "attention+mlp" if cfg.adapter else "all"
     scope = more if known[worst].ratio > THRESHOLD else "attention"
@@ -94,20 +97,23 @@ def resolve_scope(cfg: Any, model: Any) -> str:
     return scope
 
 
-def measure_knowledge(model: Any, strategy: CrossLingualStrategy, dataset: Any) -> dict[str, Knowledge]:
-    """Bits per byte by target language, over the rows of `dataset` that hold it.
+def measure_knowledge(
+    model: Any, targets: list[str], measured: Iterable[tuple[CrossLingualStrategy, Any]]
+) -> dict[str, Knowledge]:
+    """Bits per byte by target language, over the rows that hold it.
 
     Args:
         model: causal language model, scored without gradients and in evaluation mode.
-        strategy: reads and renders the rows.
-        dataset: a `datasets.Dataset` of parallel rows.
+        targets: the languages, in the order of the strategies.
+        measured: each `datasets.Dataset` of parallel rows with the strategy that reads and renders them.
     """
-    nats = torch.zeros(len(strategy.targets), 2, dtype=torch.float64)
+    nats = torch.zeros(len(targets), 2, dtype=torch.float64)
     sizes = torch.zeros_like(nats)
     collate, device = CLOCollator(), next(model.parameters()).device
     training = model.training
     model.eval()
-    for example in strategy.wrap_dataset(dataset):
+    examples = ((reads, rows, example) for reads, rows in measured for example in reads.wrap_dataset(rows))
+    for strategy, dataset, example in examples:
         language, row = example["language"], dataset[example["row"] - 1]
         prompt_lengths = [length if i in (0, 2) else 0 for i, length in enumerate(example["prompt_lengths"])]
         chosen = {**example, "source_rejected": [], "target_rejected": [], "prompt_lengths": prompt_lengths}
@@ -119,28 +125,32 @@ def measure_knowledge(model: Any, strategy: CrossLingualStrategy, dataset: Any) 
             sizes[language, i] += len(strategy.side(row, example["row"], side).response.encode())
     model.train(training)
     bits = nats / math.log(2) / sizes
-    return {lang: Knowledge(*bits[i].tolist()) for i, lang in enumerate(strategy.targets) if sizes[i, 0]}
+    return {lang: Knowledge(*bits[i].tolist()) for i, lang in enumerate(targets) if sizes[i, 0]}
 
 
-def _strategy(cfg: Any) -> CrossLingualStrategy:
+def _measured(cfg: Any) -> list[tuple[CrossLingualStrategy, Any]]:
+    """Some rows of each dataset of ours that the run trains on, with what reads them."""
     from axolotl.loaders import load_tokenizer
 
-    return CrossLingualStrategy(**strategy_options(load_tokenizer(cfg), cfg, cfg.datasets[0], held_out=True))
+    tokenizer, entries = load_tokenizer(cfg), training_entries(cfg)
+    datasets = [load_rows(cfg, entry) for entry in entries]
+    return [
+        (CrossLingualStrategy(**strategy_options(tokenizer, cfg, entry, held_out=True)), spread(dataset, count))
+        for entry, dataset, count in zip(entries, datasets, shares([len(d) for d in datasets]), strict=True)
+    ]
 
 
-def _rows(cfg: Any) -> Any:
-    from axolotl.utils.data.shared import load_dataset_with_config
+def shares(sizes: list[int]) -> list[int]:
+    """How many rows of each dataset are measured: as many of each, as far as it has them, in all `MEASURED_ROWS`."""
+    found, left = [0] * len(sizes), MEASURED_ROWS
+    for done, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        found[i] = min(sizes[i], max(LEAST_ROWS, left // (len(sizes) - done)))
+        left -= found[i]
+    return found
 
-    entry = cfg.datasets[0]
-    dataset = load_dataset_with_config(entry, cfg.hf_use_auth_token)
-    if isinstance(dataset, dict):
-        dataset = dataset[entry.split if entry.split in dataset else "train"]
-    return spread(dataset)
 
-
-def spread(dataset: Any) -> Any:
-    """At most `MEASURED_ROWS` rows of a `datasets.Dataset`, at equal distances."""
-    count = min(MEASURED_ROWS, len(dataset))
+def spread(dataset: Any, count: int) -> Any:
+    """`count` rows of a `datasets.Dataset`, at equal distances."""
     return dataset.select([i * len(dataset) // count for i in range(count)])
 
 
@@ -154,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--languages", nargs="+", default=[lang for lang in LANGUAGES if lang != "en"], metavar="LANG")
     given = parser.parse_args(arguments)
     rows = (starter_folder() / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    dataset = spread(Dataset.from_list([json.loads(row) for row in rows]))
+    dataset = spread(Dataset.from_list([json.loads(row) for row in rows]), min(MEASURED_ROWS, len(rows)))
     # The model is the user's choice, as it stands on the hub today; what code comes with it does not run.
     model, tokenizer = (
         kind.from_pretrained(given.model, trust_remote_code=False)  # nosec B615 # see above
@@ -163,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     clo = CLOConfig(target_lang=given.languages, check_language="off")
     strategy = CrossLingualStrategy(tokenizer, clo, tokenizer.chat_template, 10**9, held_out=True)
     print("| language | bits per byte | en, same rows | ratio | auto trains |\n|---|---:|---:|---:|---|")
-    for lang, bits in measure_knowledge(model, strategy, dataset).items():
+    for lang, bits in measure_knowledge(model, given.languages, [(strategy, dataset)]).items():
         scope = "all" if bits.ratio > THRESHOLD else "attention"
         print(f"| {lang} | {bits.target:.2f} | {bits.source:.2f} | {bits.ratio:.2f} | {scope} |")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import starter_rows, train
+from conftest import starter_rows, train, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_clo import scope
@@ -83,6 +83,34 @@ def test_auto_in_a_baseline_and_of_several_languages_the_one_known_least_decides
     trainer = train(write_config(rl=None, datasets=data, clo=clo, max_steps=1))
     assert all(p.requires_grad for p in trainer.model.parameters())
     assert f"({max(ratios, key=lambda lang: ratios[lang])} is above" in clo_log.text
+
+
+def test_auto_measures_all_datasets_of_ours(
+    write_config: Write, tiny_llama: Path, tmp_path: Path, monkeypatch: Any, clo_log: pytest.LogCaptureFixture
+) -> None:
+    """The first is for another method, and each language lies in a dataset of its own."""
+    monkeypatch.setattr(scope, "MEASURED_ROWS", 20)
+    rows = starter_rows()
+    own = {"de": rows[:4], "ko": rows[4:36]}  # 4 of the few rows, 16 of the many
+    data = [{"path": str(write_rows(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}])), "type": "alpaca"}]
+    for lang, few in own.items():
+        sides = [
+            {side: {code: row[side][code] for code in ("en", lang)} for side in ("prompt", "response")} for row in few
+        ]
+        data.append({"path": str(write_rows(tmp_path / f"{lang}.jsonl", sides)), "type": "axolotl_clo.sft"})
+    clo = {"target_lang": ["de", "ko"], "train_modules": "auto"}
+    trainer = train(write_config(rl=None, datasets=data, clo=clo, max_steps=1))
+    assert trainer.state.global_step == 1
+    for lang, measured in (("de", own["de"]), ("ko", own["ko"][::2])):
+        target, english = (bits_per_byte(tiny_llama, measured, code) for code in (lang, "en"))
+        assert f"{lang} costs the model {target:.2f} bits per byte, en {english:.2f} on the same rows" in clo_log.text
+
+
+def test_measured_rows_are_shared_out_over_datasets(monkeypatch: Any) -> None:
+    assert scope.shares([1000]) == [64]
+    assert scope.shares([12]) == [12]
+    assert scope.shares([1000, 10, 500]) == [27, 10, 27]
+    assert scope.shares([100] * 20) == [8] * 20
 
 
 @pytest.mark.bad_input("distributed")
