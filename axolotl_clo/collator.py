@@ -30,6 +30,8 @@ class CLOCollator:
     language: `[examples]`, number of the target language, from 0.
     example_index: `[examples]`, row number in the dataset, where the dataset has that column.
     row: `[examples]`, row number in the user's dataset, from 1, where the dataset has that column.
+    id: a list, which stays on the host, of the `id` of each row in the user's dataset, "" where it has none, where the
+        dataset has the column `clo_id`.
     reference_log_probs: `[examples, 2, 2]`, in nats, where the dataset has that column.
     """
 
@@ -75,6 +77,8 @@ class CLOCollator:
         for name in ("example_index", "row"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
+        if "clo_id" in rows[0]:  # not in what was prepared before there was such a column
+            batch["id"] = [row["clo_id"] for row in rows]
         if "reference_log_probs" in rows[0]:
             batch["reference_log_probs"] = torch.tensor([row["reference_log_probs"] for row in rows]).view(-1, 2, 2)
         return batch

@@ -192,9 +192,10 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
             A dataset with the columns `source_chosen`, `source_rejected`, `target_chosen`, `target_rejected`
             (token ids of prompt and response; both of a direction are empty where `target_source_ratio` leaves its
             pair out), `prompt_lengths` (tokens of prompt in each of the four), `row` (number in this dataset, from
-            1), `language` and `rejected_language` (number of the target language and of the rejected response's,
-            from 0; −1 is the source) and `length` (tokens of all four). For Axolotl's own counting, checks and
-            `--debug` print there are `input_ids`, `attention_mask` and `labels` of the target sequence alone.
+            1), `clo_id` (its `id`, or ""), `language` and `rejected_language` (number of the target
+            language and of the rejected response's, from 0; −1 is the source) and `length` (tokens of all four). For
+            Axolotl's own counting, checks and `--debug` print there are `input_ids`, `attention_mask` and `labels` of
+            the target sequence alone.
 
         Raises:
             ValueError: a column or language is missing, a value is not text, the template fails, a sequence is
@@ -301,6 +302,8 @@ class CrossLingualStrategy(DatasetWrappingStrategy):
     def _tokenize_row(self, row: dict[str, Any], number: int, language: int) -> dict[str, Any]:
         record: dict[str, Any] = {name: [] for name in SEQUENCES}
         record |= {"input_ids": [], "attention_mask": [], "labels": [], "prompt_lengths": [], "length": 0}
+        # Not `id`: map would read the text as numbers where the user's own column of a name holds numbers.
+        record |= {"clo_id": _row_id(row)}
         record |= {"row": number, "language": language, "rejected_language": SOURCE_LANGUAGE}
         record |= {"dropped": "", "column": "", "suspect": ""}
         try:
@@ -494,6 +497,12 @@ def _without(row: dict[str, Any], directions: np.ndarray) -> dict[str, Any]:
             row["length"] -= len(row[name])
             row[name], row["prompt_lengths"][i] = [], 0
     return row | _label_columns(row)
+
+
+def _row_id(row: dict[str, Any]) -> str:
+    """What the user's dataset calls a row, for messages about it; "" where it has no `id` that is text or a number."""
+    name = row.get("id")
+    return str(name) if isinstance(name, str | int | float) and not isinstance(name, bool) else ""
 
 
 def _some(rows: list[int]) -> str:

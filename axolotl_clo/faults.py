@@ -5,8 +5,9 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress, zip_longest
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ LOG = get_logger(__name__)
 _NO_MEMORY = "can't allocate memory"
 # Of the limit of collectives, so that the rank that waits for its data is heard before those that wait for it.
 _PATIENCE = 0.9
+_SHOWN = 20  # rows that a message names
 
 
 @contextmanager
@@ -57,8 +59,18 @@ def _rows(batch: Batch, chosen: torch.Tensor | None = None) -> str:
     rows = batch.get("row")
     if rows is None:
         return ""
-    numbers = (rows if chosen is None else rows[chosen.to(rows.device)]).tolist()
-    return f" (rows {', '.join(map(str, numbers[:20]))}{', …' if len(numbers) > 20 else ''} of the dataset)"
+    kept = [True] * len(rows) if chosen is None else chosen.tolist()
+    ids = batch.get("id") or [""] * len(rows)
+    return f" ({named_rows(list(compress(rows.tolist(), kept)), list(compress(ids, kept)))})"
+
+
+def named_rows(numbers: Sequence[int], ids: Sequence[str] = ()) -> str:
+    """Rows for a message, by number and, where they have any, by `id`: `rows 5 (id q-17), 8 of the dataset`."""
+    shown = [
+        f"{number} (id {' '.join(name.split())[:80]})" if name else str(number)
+        for number, name in zip_longest(numbers[:_SHOWN], ids[:_SHOWN], fillvalue="")
+    ]
+    return f"rows {', '.join(shown)}{', …' if len(numbers) > _SHOWN else ''} of the dataset"
 
 
 class StepSkipper(TrainerCallback):

@@ -15,16 +15,25 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as distributed
-from conftest import ROOT, load_config, logged, train, weights
+from accelerate.utils import send_to_device
+from conftest import ROOT, load_config, logged, starter_rows, train, weights
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_clo.checkpoints import TERMINATED, last_whole, problem_of, whole_checkpoint, written_whole
-from axolotl_clo.faults import data_expected, memory_explained
+from axolotl_clo.collator import CLOCollator
+from axolotl_clo.cross_lingual import CrossLingualStrategy
+from axolotl_clo.faults import data_expected, memory_explained, named_rows, nonfinite_rows
+from axolotl_clo.loss import CLOTerms
 from axolotl_clo.reference import ReferenceCache
+from axolotl_clo.schema import CLOConfig
 from axolotl_clo.trainer import CLOTrainer
 
 Write = Callable[..., Path]
+
+STARTER = starter_rows()
 
 RUN: dict[str, Any] = {
     "max_steps": 6,
@@ -231,9 +240,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_row(
 ) -> None:
     model, row = poisoned
     clo = {"target_lang": "de", "preference_loss": "orpo"}  # without a reference
-    with pytest.raises(
-        ValueError, match=rf"the loss of step \d is nan on rank 0: 1 of 4 examples \(rows {row} of the da"
-    ):
+    named = rf"\(rows {row} \(id {STARTER[row - 1]['id']}\) of the dataset\)"
+    with pytest.raises(ValueError, match=rf"the loss of step \d is nan on rank 0: 1 of 4 examples {named}"):
         train(write_config(base_model=str(model), clo=clo, max_steps=3))
 
 
@@ -245,7 +253,7 @@ def test_a_loss_that_is_no_number_is_skipped_where_that_is_asked_for(
     clo = {"target_lang": "de", "preference_loss": "orpo", "nonfinite_loss": "skip"}
     trainer = train(write_config(base_model=str(model), clo=clo, max_steps=3, optimizer="adamw_torch"))
     assert trainer.state.global_step == 3
-    assert f"rows {row} of the dataset" in clo_log.text
+    assert f"(rows {row} (id {STARTER[row - 1]['id']}) of the dataset)" in clo_log.text
     left_out = [r.getMessage() for r in clo_log.records if "is left out" in r.getMessage()]
     assert len(left_out) == 1, "the row comes once in an epoch of three steps"
     trained = weights(tmp_path / "out")
@@ -264,6 +272,35 @@ def test_skipping_is_refused_where_the_engine_takes_its_steps_itself(write_confi
 
 
 # ---- memory, disks, silence ----
+
+
+def test_the_id_of_a_row_reaches_its_batch(chatml_tokenizer: Any) -> None:
+    strategy = CrossLingualStrategy(chatml_tokenizer, CLOConfig(target_lang="de"), chatml_tokenizer.chat_template, 2048)
+
+    def tokenized(ids: list[Any] | None) -> Any:
+        rows = [{side: row[side] for side in ("prompt", "response")} for row in STARTER[:3]]
+        named = rows if ids is None else [row | {"id": name} for row, name in zip(rows, ids, strict=True)]
+        return strategy.wrap_dataset(Dataset.from_list(named))
+
+    parts = [tokenized(ids) for ids in (["q-17", None, ""], [3, 4, None], [1.5, 2.5, 3.5], [[1], [2], [3]], None)]
+    together = concatenate_datasets(parts)
+    expected = ["q-17", "", "", "3", "4", "", "1.5", "2.5", "3.5", *[""] * 6]
+    assert together["clo_id"][:] == expected
+    (batch,) = DataLoader(together, batch_size=15, collate_fn=CLOCollator(), num_workers=1)
+    assert send_to_device(batch, "cpu", non_blocking=True)["id"] == expected
+    prepared_before = together.remove_columns("clo_id")
+    assert "id" not in CLOCollator()(list(prepared_before))
+
+
+def test_rows_are_named_by_number_and_where_they_have_one_by_id() -> None:
+    assert named_rows([5]) == "rows 5 of the dataset"
+    assert named_rows([5, 8], ["q-17", ""]) == "rows 5 (id q-17), 8 of the dataset"
+    assert named_rows([1], ["x" * 1000 + "\n"]) == f"rows 1 (id {'x' * 80}) of the dataset"
+    assert named_rows(range(30), ["a"] * 30).endswith("19 (id a), … of the dataset")
+    batch = {"response_lengths": torch.ones(3, 2, 2), "row": torch.tensor([5, 8, 9]), "id": ["q-17", "", "q-19"]}
+    good = torch.zeros(3)
+    terms = CLOTerms(good / torch.tensor([0.0, 1, 0]), good, torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2))
+    assert nonfinite_rows(terms, batch) == "2 of 3 examples (rows 5 (id q-17), 9 (id q-19) of the dataset)"
 
 
 def test_an_out_of_memory_error_says_in_which_batch_and_what_helps() -> None:
