@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -11,12 +12,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from conftest import ROOT, make_tiny_llama, train, weights
 from engines import needs_deepspeed
+
+from axolotl_clo.checkpoints import TERMINATED, problem_of
 
 pytestmark = [
     pytest.mark.process,
@@ -150,3 +154,66 @@ def test_options_reach_rays_workers(write_config: Write, tmp_path: Path) -> None
     assert "clo: 2 processes train DistributedDataParallel" in output
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-5, rtol=0)
+
+
+# ---- SIGTERM through launchers ----
+
+STEPS = 200
+
+
+def called_off(command: list[str], output: Path) -> tuple[int, str, int]:
+    """Start training, send SIGTERM to what was started after its first steps, and see a whole checkpoint.
+
+    Returns:
+        Exit status, what was said, and after which step the checkpoint is.
+    """
+    log = output.with_suffix(".log")
+    with log.open("w") as stream:
+        launcher = psutil.Popen(command, env=environment(), stdout=stream, stderr=stream)
+    started = []
+    try:
+        while log.read_text(errors="replace").count("'loss'") < 2:
+            assert launcher.poll() is None, log.read_text(errors="replace")[-3000:]
+            time.sleep(0.05)
+        started = launcher.children(recursive=True)
+        launcher.terminate()
+        status = launcher.wait(timeout=120)
+    finally:
+        for process in (launcher, *started):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    said = log.read_text(errors="replace")
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert problem_of(checkpoint) is None, said[-3000:]
+    assert not (output / "model.safetensors").exists()
+    return status, said, int(checkpoint.name.rpartition("-")[2])
+
+
+def long_run(write_config: Write, **options: Any) -> str:
+    options |= {"max_steps": STEPS, "num_epochs": STEPS, "save_strategy": "steps", "save_steps": STEPS}
+    clo = {"target_lang": "de", "eval_answers": 0}
+    return str(write_config(clo=clo, auto_resume_from_checkpoints=True, **options))
+
+
+def test_sigterm_to_one_process_as_typed(write_config: Write, tmp_path: Path) -> None:
+    """`--launcher python` trains in the process that the user started: the signal is its own."""
+    command = [AXOLOTL, "train", long_run(write_config), "--launcher", "python"]
+    status, said, step = called_off(command, tmp_path / "out")
+    assert status == TERMINATED == 143
+    assert f"SIGTERM came; checkpoint-{step} is written" in said
+
+
+@pytest.mark.distributed
+def test_sigterm_to_torchrun_reaches_its_ranks_and_the_command_goes_on(write_config: Write, tmp_path: Path) -> None:
+    """It sends the signal on, waits for the ranks to write their checkpoint, and ends with a status of its own."""
+    command = [AXOLOTL, "train", long_run(write_config, micro_batch_size=2), "--launcher", "torchrun", "--"]
+    command += ["--nproc_per_node=2", f"--master_port={free_port()}"]
+    status, said, step = called_off(command, tmp_path / "out")
+    assert status == 1
+    assert f"SIGTERM came; checkpoint-{step} is written" in said
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    history = json.loads((tmp_path / "out" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+    steps = [entry["step"] for entry in history if "loss" in entry]
+    assert steps == list(range(1, STEPS + 1)), "no step is missing, and none was taken twice"
