@@ -19,7 +19,7 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_clo.checks import ATTENTION_KERNELS, HELD_OUT, trains_on_parallel_rows, uses_parallel_rows
 from axolotl_clo.cpu_processes import asked_for_cpu, join_cpu_processes, place_on_cpu
-from axolotl_clo.datasets import check_folders, check_local_files, resolve_starter
+from axolotl_clo.datasets import check_folders, check_local_files, resolve_starter, training_entries
 from axolotl_clo.schema import CLOConfig, select_layers
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ class CLOPlugin(BasePlugin):
             from axolotl_clo.cross_lingual import resolve_chat_template
 
             tokenizer = trainer.processing_class
-            tokenizer.chat_template = resolve_chat_template(tokenizer, cfg, cfg.datasets[0])
+            entry = next(iter(training_entries(cfg)), None)
+            tokenizer.chat_template = resolve_chat_template(tokenizer, cfg, entry)
 
     def post_train(self, cfg: Any, model: PreTrainedModel) -> None:
         """Save the trained model in the dtype it was read in; Axolotl calls this before it saves."""

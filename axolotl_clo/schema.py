@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Raised whenever the columns of a prepared row change, so that old prepared datasets are not read.
-ROW_FORMAT = 2
+ROW_FORMAT = 3
 
 PAPER = "arXiv 2505.14297"
 

@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from axolotl_clo.batches import REFERENCE_BATCHES, pack
 from axolotl_clo.checkpointing import checkpoint_what_trains
 from axolotl_clo.collator import CLOCollator
+from axolotl_clo.faults import named_rows
 from axolotl_clo.logprobs import (
     Batch,
     Yardstick,
@@ -290,11 +291,12 @@ class ScoringTrainer(AxolotlTrainer):
         digests = row_digests(dataset)
         if missing := _missing(cache, digests):
             scored = self._score(model, dataset, missing, keep_adapter)
-            if broken := [dataset[i]["row"] for i, log_probs in scored if not log_probs.isfinite().all()]:
+            if broken := sorted(i for i, log_probs in scored if not log_probs.isfinite().all()):
+                rows = [dataset[i] for i in broken]
+                named = named_rows([row["row"] for row in rows], [row.get("clo_id", "") for row in rows])
                 raise ValueError(
                     f"the model before training gives {len(broken)} of {len(scored)} rows a log-probability that is no "
-                    f"number (rows {', '.join(map(str, sorted(broken)[:20]))} of the dataset); look at these rows, and "
-                    "at whether the weights are whole and suit `bf16`/`fp16`"
+                    f"number ({named}); look at these rows, and at whether the weights are whole and suit `bf16`/`fp16`"
                 )
             for i, log_probs in scored:
                 cache.rows[digests[i]] = log_probs
