@@ -230,7 +230,8 @@ def poisoned(tiny_llama: Path, tmp_path: Path, parallel_file: Path) -> tuple[Pat
 @pytest.mark.bad_input("long runs")
 def test_a_reference_that_is_no_number_names_the_row(poisoned: tuple[Path, int], write_config: Write) -> None:
     model, row = poisoned
-    with pytest.raises(ValueError, match=rf"gives 1 of 12 rows a log-probability that is no number \(rows {row} of"):
+    named = rf"no number \(rows {row} \(id {STARTER[row - 1]['id']}\) of the dataset\)"
+    with pytest.raises(ValueError, match=rf"gives 1 of 12 rows a log-probability that is {named}"):
         train(write_config(base_model=str(model)))
 
 
