@@ -47,8 +47,7 @@ class Grid:
 FULL = Grid(sizes=(8, 16, 32, 64, 128), seeds=(1, 2, 3), search_size=64, search_steps=128, min_steps=64, passes=2)
 SMALL = Grid(sizes=(32, 8), seeds=(1, 2), search_size=32, search_steps=32, min_steps=32, passes=1)
 
-BETA_CLO = 0.04  # as in example_configs/quickstart.yml
-BETA_DPO = 0.1  # the usual one (arXiv 2305.18290); TRL's default for ORPO too
+BETA = 0.1  # of CLO and DPO, the usual one (arXiv 2305.18290); TRL's default for ORPO too
 SOURCE = "en"
 
 Rows = list[dict[str, Any]]
@@ -193,10 +192,10 @@ class Comparison:
             }
             if stage == "clo":
                 config["rl"] = "clo"
-                config["clo"]["beta"] = BETA_CLO
+                config["clo"]["beta"] = BETA
             elif stage != "sft":
                 config["rl"] = stage
-                config["orpo_alpha" if stage == "orpo" else "rl_beta"] = BETA_DPO
+                config["orpo_alpha" if stage == "orpo" else "rl_beta"] = BETA
             configs.append(config)
         return tuple(configs)
 

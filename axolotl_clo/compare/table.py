@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from axolotl_clo.compare.plan import (
+    BETA,
     HELD_OUT_EVERY,
     LEARNING_RATES,
     METHODS,
@@ -95,7 +96,7 @@ def _rates(plan: Comparison, search: Search) -> str:
         "the one with the lowest target bits per byte, of those with most answers in the prompt's language that do",
         "not repeat it (within two of the best), whose English bits per byte rose against base by at most",
         f"{MAX_ENGLISH_RISE:.0%} and whose target's did not rise. For SFT, then DPO it is the DPO stage's; its SFT",
-        "stage takes SFT's.\n",
+        f"stage takes SFT's. β of CLO and DPO is {BETA:g}, as is the weight of ORPO's preference term.\n",
         "| method | learning rate: answers / bits per byte / rise of English | chosen |",
         "|---|---|---|",
     ]
