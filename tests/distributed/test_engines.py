@@ -28,7 +28,7 @@ pytestmark = [
 TOLERANCE = {"loss": 1e-5, "metrics": 2e-5, "gradient norm": 1e-5, "weights": 1e-5, "reference": 1e-4}
 # bf16 has 8 bits, and DeepSpeed adds up gradients in it: AdamW steps as far for a gradient near 0 of either sign, so
 # weights go apart by as much as they move.
-TOLERANCE_BF16 = {"loss": 2e-2, "gradient norm": 1e-1, "reference": 1.0}
+TOLERANCE_BF16 = {"loss": 4e-2, "gradient norm": 1e-1, "reference": 1.0}
 
 
 class Runs:
